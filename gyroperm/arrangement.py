@@ -1,0 +1,132 @@
+"""An arrangement: which rows share a tile, and which columns share a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """What a solver returns: rows in tiles, kept columns in groups.
+
+    Parameters
+    ----------
+    tile_rows : ndarray of int32, shape (T, V)
+        Original row ids, -1 for virtual rows.
+    groups : sequence of T ndarrays of int32, shape (G_t, m)
+        Original column ids, -1 for virtual slots. In windowed patterns the groups of a tile
+        come window by window.
+    col_order : ndarray of int32, shape (C',) or (orders, C'), or None
+        The shared column order, -1 for virtual columns; None where tiles order their own.
+    """
+
+    tile_rows: NDArray[np.int32]
+    groups: tuple[NDArray[np.int32], ...]
+    col_order: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        def frozen(array: NDArray[np.integer]) -> NDArray[np.int32]:
+            array = np.array(array, dtype=np.int32, order="C")
+            array.setflags(write=False)
+            return array
+
+        set_ = object.__setattr__
+        set_(self, "tile_rows", frozen(self.tile_rows))
+        set_(self, "groups", tuple(frozen(g) for g in self.groups))
+        if self.col_order is not None:
+            set_(self, "col_order", frozen(self.col_order))
+
+    def row_order(self, rows: int) -> NDArray[np.int32]:
+        """Packed rows in tile order; rows that were pruned as a whole come last, ascending."""
+        packed = self.tile_rows[self.tile_rows >= 0]
+        pruned = np.setdiff1d(np.arange(rows, dtype=np.int32), packed)
+        return np.concatenate([packed, pruned]).astype(np.int32)
+
+    def mask(self, saliency: NDArray[np.floating], n: int) -> NDArray[np.bool_]:
+        """The best mask of this arrangement for a saliency matrix, shape (R, C)."""
+        from gyroperm.solvers.kernels.masking import mask_tile
+
+        mask = np.zeros(saliency.shape, dtype=np.bool_)
+        for rows, groups in zip(self.tile_rows, self.groups, strict=True):
+            mask_tile(saliency, rows, groups, n, mask)
+        return mask
+
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError, saying what is wrong, unless this is a solution of the problem."""
+        _check_rows(problem, self.tile_rows)
+        if len(self.groups) != problem.tiles:
+            raise ValueError(f"groups must hold {problem.tiles} tiles, got {len(self.groups)}")
+        for t, groups in enumerate(self.groups):
+            if groups.ndim != 2 or groups.shape[1] != problem.pattern.m:
+                raise ValueError(
+                    f"groups[{t}] must have shape (G, {problem.pattern.m}), got {groups.shape}"
+                )
+        _check_budget(problem, [len(g) for g in self.groups])
+        if problem.pattern.shared_order:
+            _check_shared_order(problem, self)
+        elif self.col_order is not None:
+            raise ValueError("col_order must be None: the tiles of this pattern order their own")
+        if problem.pattern.allocation != "window":
+            for t, groups in enumerate(self.groups):
+                _check_columns(f"groups[{t}]", groups, problem.columns, groups.size)
+
+
+def _check_columns(
+    name: str, chosen: NDArray[np.int32], columns: int, slots: int, available: int | None = None
+) -> None:
+    real = chosen[chosen >= 0]
+    available = columns if available is None else available
+    if real.size and real.max() >= columns:
+        raise ValueError(f"{name} names column {real.max()} of a matrix with {columns} columns")
+    if len(np.unique(real)) != real.size:
+        raise ValueError(f"{name} names a column twice")
+    if real.size != min(slots, available):
+        raise ValueError(
+            f"{name} keeps {real.size} columns, the pattern keeps {min(slots, available)}"
+        )
+
+
+def _check_rows(problem: Problem, tile_rows: NDArray[np.int32]) -> None:
+    if tile_rows.shape != (problem.tiles, problem.tile_size):
+        raise ValueError(
+            f"tile_rows must have shape {(problem.tiles, problem.tile_size)}, got {tile_rows.shape}"
+        )
+    for b, expected in enumerate(problem.block_rows):
+        packed = tile_rows[problem.tile_block == b]
+        if not np.array_equal(np.sort(packed[packed >= 0]), expected):
+            raise ValueError(f"tile_rows is not a bijection of the kept rows of block {b}")
+
+
+def _check_budget(problem: Problem, sizes: Sequence[int]) -> None:
+    if sum(sizes) != problem.total_groups:
+        raise ValueError(f"groups must sum to {problem.total_groups}, got {sum(sizes)}")
+    if problem.pattern.allocation != "global" and set(sizes) != {problem.groups_per_tile}:
+        raise ValueError(f"every tile must keep {problem.groups_per_tile} groups, got {sizes}")
+
+
+def _check_shared_order(problem: Problem, arrangement: Arrangement) -> None:
+    pattern = problem.pattern
+    shape = (problem.padded_columns,)
+    if problem.orders > 1:
+        shape = (problem.orders, *shape)
+    if arrangement.col_order is None or arrangement.col_order.shape != shape:
+        raise ValueError(f"col_order must have shape {shape}")
+    orders = np.atleast_2d(arrangement.col_order)
+    for order in orders:
+        _check_columns("col_order", order, problem.columns, problem.padded_columns)
+    # Plain N:M is the windowed pattern whose windows are its groups, all kept.
+    window = pattern.window or pattern.m
+    kept = pattern.kept_per_window if pattern.window else pattern.m
+    for t, groups in enumerate(arrangement.groups):
+        windows = orders[problem.tile_order[t]].reshape(-1, window)
+        for w, chosen in enumerate(groups.reshape(len(windows), kept)):
+            name = f"window {w} of tile {t}"
+            if not np.isin(chosen[chosen >= 0], windows[w]).all():
+                raise ValueError(f"{name} keeps a column from outside the window")
+            _check_columns(name, chosen, problem.columns, kept, int((windows[w] >= 0).sum()))

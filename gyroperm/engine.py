@@ -1,0 +1,340 @@
+"""``solve``: from weights to a solution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm import measures
+from gyroperm.arrangement import Arrangement
+from gyroperm.arrays import check_finite, check_non_negative, to_numpy
+from gyroperm.pattern import Pattern
+from gyroperm.problem import Problem
+from gyroperm.solution import Solution
+from gyroperm.stopping import MaxRounds, Stop, TimeLimit
+from gyroperm.views import WeightView
+
+DEFAULT_VEC_SIZE = 64
+
+
+class _DefaultInt(int):
+    """A default that can be told from the same number given by the user."""
+
+
+class _DefaultFloat(float):
+    """A default that can be told from the same number given by the user."""
+
+
+_N, _M, _VEC_RATIO = _DefaultInt(2), _DefaultInt(4), _DefaultFloat(0.0)
+
+
+def solve(
+    weights: Any,
+    *,
+    n: int = _N,
+    m: int = _M,
+    vec_ratio: float = _VEC_RATIO,
+    vec_size: int | None = None,
+    pattern: Pattern | None = None,
+    saliency: Any = None,
+    groups: int = 1,
+    normalize: bool = False,
+    method: str = "auto",
+    options: Any = None,
+    stop: Stop | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    initial: Solution | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Find the order of rows and columns, and the mask, that keep the most saliency.
+
+    Parameters
+    ----------
+    weights : array_like, shape (R, C) or (R, C, kh, kw), or a list of them
+        NumPy, torch (any device and float dtype) or CuPy array, or anything that offers
+        ``__array__`` or ``__dlpack__``. Rows are output channels, columns input channels. For a
+        convolution, plain N:M orders the C input channels, kernel positions riding along as
+        rows; two-level patterns order the ``C * kh * kw`` columns of the im2col view. The
+        matrices of a list share one column order (plain N:M and windowed patterns).
+    n, m : int
+        Keep n of every m; 2 and 4 by default.
+    vec_ratio : float
+        The fraction of column vectors that is pruned before, in ``[0, 1)``; 0 by default.
+    vec_size : int, optional
+        V, the rows of a tile. By default 64, or all rows when ``vec_ratio`` is 0. Where V or m
+        does not divide the matrix, virtual rows and columns fill up (-1 in the solution).
+    pattern : Pattern, optional
+        The pattern, instead of the four arguments above.
+    saliency : array_like or list, optional
+        Non-negative, in the shape of ``weights``; ``|weights|`` by default.
+    groups : int
+        The groups of a grouped convolution, whose rows and input channels stay among themselves.
+    normalize : bool
+        For a list: divide each matrix's saliency by its sum, so that each counts alike.
+        Measures are then in those units.
+    method : str
+        A registered method; see ``gyroperm methods``.
+    options : mapping or options dataclass, optional
+        The method's own options.
+    stop : callable, optional
+        When to stop, see :mod:`gyroperm.stopping`; by default when the method has converged.
+    time_limit : float, optional
+        Seconds, compilation excluded; together with ``stop``, whichever comes first.
+    seed : int
+        Non-negative. The same seed and number of rounds give the same answer for any number of
+        threads. No global random state is read or changed.
+    initial : Solution, optional
+        Where to start: a solution of the same pattern and shapes. The result is never worse.
+    threads : int, optional
+        Worker threads; every processor this process may use by default.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Solution
+        Never below ``identity`` (no permutation), nor below ``initial``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or arguments do not fit together; the message names the
+        argument and what would be accepted.
+    TypeError
+        If an argument is no array of real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, gyroperm
+    >>> weights = np.random.default_rng(0).standard_normal((64, 64))
+    >>> solution = gyroperm.solve(weights, n=2, m=4)
+    >>> bool(solution.retained > solution.identity)
+    True
+    >>> int(solution.apply(weights).astype(bool).sum())
+    2048
+    """
+    from gyroperm.solvers import registry
+
+    pattern = _pattern(pattern, n, m, vec_ratio, vec_size)
+    if groups < 1 or int(groups) != groups:
+        raise ValueError(f"groups must be an integer of at least 1, got {groups!r}")
+    problem, view = _problem(weights, saliency, pattern, int(groups), normalize)
+    found = registry.get(method)
+    checked_options = found.make_options(options)
+    seed = _checked_seed(seed)
+    start = _checked_initial(initial, problem, view)
+    return _run(
+        problem,
+        view,
+        found,
+        checked_options,
+        stop=_combined_stop(stop, time_limit),
+        seed=seed,
+        start=start,
+        threads=_checked_threads(threads),
+        progress=progress,
+    )
+
+
+def _pattern(
+    pattern: Pattern | None,
+    n: int,
+    m: int,
+    vec_ratio: float,
+    vec_size: int | None,
+) -> Pattern:
+    parts = {"n": n, "m": m, "vec_ratio": vec_ratio, "vec_size": vec_size}
+    defaults = {id(_N), id(_M), id(_VEC_RATIO), id(None)}
+    given = {name: value for name, value in parts.items() if id(value) not in defaults}
+    if pattern is not None:
+        if given:
+            raise ValueError(f"give either pattern or {', '.join(given)}, not both")
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"pattern must be a gyroperm.Pattern, got {type(pattern).__name__}")
+        return pattern
+    if vec_size is None and vec_ratio:
+        vec_size = DEFAULT_VEC_SIZE
+    return Pattern(n=n, m=m, vec_ratio=vec_ratio, vec_size=vec_size)
+
+
+def _problem(
+    weights: Any, saliency: Any, pattern: Pattern, groups: int, normalize: bool
+) -> tuple[Problem, WeightView]:
+    listed = isinstance(weights, list | tuple)
+    if listed and not weights:
+        raise ValueError("weights must hold at least one matrix, got an empty list")
+    if listed and len(weights) > 1 and not pattern.shared_order:
+        raise ValueError(
+            f"the tiles of {pattern} order their own columns: a list of matrices that share one "
+            f"order needs plain N:M or a windowed pattern; solve them one by one"
+        )
+    if listed and groups > 1:
+        raise ValueError("groups must be 1 for a list of matrices")
+    arrays = _arrays(weights, "weights", listed)
+    for i, array in enumerate(arrays):
+        check_finite(array, f"weights[{i}]" if listed else "weights")
+    view = WeightView.of([a.shape for a in arrays], pattern, listed=listed, groups=groups)
+    if saliency is None:
+        saliencies = [np.abs(array) for array in arrays]
+    else:
+        saliencies = _saliencies(saliency, [a.shape for a in arrays], listed)
+    if normalize:
+        saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
+    problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders)
+    return problem, view
+
+
+def _arrays(given: Any, name: str, listed: bool) -> list[NDArray[np.floating]]:
+    if not listed:
+        return [to_numpy(given, name)]
+    return [to_numpy(array, f"{name}[{i}]") for i, array in enumerate(given)]
+
+
+def _saliencies(
+    saliency: Any, shapes: Sequence[tuple[int, ...]], listed: bool
+) -> list[NDArray[np.floating]]:
+    if listed and (not isinstance(saliency, list | tuple) or len(saliency) != len(shapes)):
+        raise ValueError(f"saliency must be a list of {len(shapes)} arrays, as weights is")
+    arrays = _arrays(saliency, "saliency", listed)
+    for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        name = f"saliency[{i}]" if listed else "saliency"
+        if array.shape != shape:
+            raise ValueError(f"{name} must have the shape of weights, {shape}, got {array.shape}")
+        check_finite(array, name)
+        check_non_negative(array, name)
+    return arrays
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    return int(seed)
+
+
+def _checked_threads(threads: int | None) -> int:
+    from gyroperm.solvers.parallel import default_threads
+
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or int(threads) != threads or threads < 1:
+        raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
+    return int(threads)
+
+
+def _combined_stop(stop: Stop | None, time_limit: float | None) -> Stop | None:
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be callable, got {type(stop).__name__}")
+    if time_limit is None:
+        return stop
+    limit = TimeLimit(time_limit)
+    return limit if stop is None else limit | stop
+
+
+def _checked_initial(
+    initial: Solution | None, problem: Problem, view: WeightView
+) -> Arrangement | None:
+    if initial is None:
+        return None
+    if not isinstance(initial, Solution):
+        raise TypeError(f"initial must be a gyroperm.Solution, got {type(initial).__name__}")
+    if initial.pattern != problem.pattern:
+        raise ValueError(f"initial is of pattern {initial.pattern}, not {problem.pattern}")
+    if initial.view != view:
+        raise ValueError(f"initial is for weights of {initial.view.shapes}, not {view.shapes}")
+    try:
+        initial.arrangement.check(problem)
+    except ValueError as error:
+        raise ValueError(f"initial does not fit this saliency: {error}") from error
+    return initial.arrangement
+
+
+def _run(
+    problem: Problem,
+    view: WeightView,
+    method: Any,
+    options: Any,
+    *,
+    stop: Stop | None,
+    seed: int,
+    start: Arrangement | None,
+    threads: int,
+    progress: bool,
+) -> Solution:
+    from gyroperm.solvers.identity import identity_arrangement
+    from gyroperm.solvers.search import Search
+
+    _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
+    identity = identity_arrangement(problem)
+    kept_by_identity = _value(problem, identity)
+    with _progress_bar(progress, method.name) as bar:
+        search = Search(problem, seed=seed, threads=threads, stop=stop, initial=start, progress=bar)
+        found = method.solve(search, options)
+        seconds = search.seconds
+    # A method may end below where it began; what is returned never does.
+    candidates = [found, identity] if start is None else [found, start, identity]
+    values = [_value(problem, candidate) for candidate in candidates]
+    best = int(np.argmax(values))
+    scale = _search_scale(problem)
+    history = [(s, value * scale) for s, value in search.history]
+    history.append((seconds, values[best]))
+    return Solution.measured(
+        problem,
+        candidates[best],
+        identity=kept_by_identity,
+        view=view,
+        method=method.name,
+        seed=seed,
+        seconds=seconds,
+        history=tuple(history),
+    )
+
+
+def _value(problem: Problem, arrangement: Arrangement) -> float:
+    return measures.retained(
+        problem.saliency, arrangement.mask(problem.saliency, problem.pattern.n)
+    )
+
+
+def _search_scale(problem: Problem) -> float:
+    return float(2.0 ** np.frexp(float(problem.saliency.max()))[1])
+
+
+def _progress_bar(progress: bool, description: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=description, unit="round", disable=not progress, leave=False, delay=0.5)
+
+
+@cache
+def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
+    """Compile what a method needs, on a small problem, so that no clock sees it."""
+    from gyroperm.solvers import registry
+    from gyroperm.solvers.search import Search
+
+    columns = pattern.padded_columns(8)
+    while True:
+        try:
+            pattern.kept_columns(columns)
+            break
+        except ValueError:
+            columns *= 2
+    rows = 2 * min(pattern.vec_size or 4, 8)
+    saliency = np.random.default_rng(0).random((rows, columns)).astype(dtype)
+    if pattern.vec_size is not None:
+        pattern = _with_vec_size(pattern, rows // 2)
+    found = registry.get(method)
+    search = Search(Problem(saliency, pattern), stop=MaxRounds(2))
+    arrangement = found.solve(search, found.make_options(None))
+    _value(search.problem, arrangement)
+
+
+def _with_vec_size(pattern: Pattern, vec_size: int) -> Pattern:
+    from dataclasses import replace
+
+    return replace(pattern, vec_size=vec_size)

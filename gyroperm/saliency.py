@@ -1,0 +1,108 @@
+"""Saliencies: how much each weight matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.arrays import check_finite, check_non_negative, to_numpy
+
+
+def magnitude(weights: Any) -> NDArray[np.floating]:
+    """The magnitude of each weight, ``|W|``.
+
+    Parameters
+    ----------
+    weights : array_like, any shape
+
+    Returns
+    -------
+    ndarray of float32 or float64, the shape of ``weights``
+
+    References
+    ----------
+    Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015.
+    """
+    return np.abs(to_numpy(weights))
+
+
+def _with_norms(weights: Any, input_norms: Any) -> tuple[NDArray[np.floating], NDArray[Any]]:
+    w = np.abs(to_numpy(weights))
+    norms = to_numpy(input_norms, "input_norms")
+    if w.ndim < 2:
+        raise ValueError(f"weights must be (R, C) or (R, C, kh, kw), got shape {w.shape}")
+    if norms.shape != w.shape[1:2]:
+        raise ValueError(
+            f"input_norms must have shape {w.shape[1:2]}, one number an input channel of weights "
+            f"{w.shape}, got {norms.shape}"
+        )
+    check_finite(w, "weights")
+    check_finite(norms, "input_norms")
+    check_non_negative(norms, "input_norms")
+    return w, norms.reshape(1, -1, *(1,) * (w.ndim - 2))
+
+
+def wanda(weights: Any, input_norms: Any) -> NDArray[np.floating]:
+    """Wanda: the magnitude times the norm of the weight's input, ``|W| * ||x_c||``.
+
+    Parameters
+    ----------
+    weights : array_like, shape (R, C) or (R, C, kh, kw)
+    input_norms : array_like, shape (C,)
+        The Euclidean norm of each input channel over the calibration tokens.
+
+    Returns
+    -------
+    ndarray of float32 or float64, the shape of ``weights``
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a norm is negative or not finite.
+
+    References
+    ----------
+    Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024.
+    """
+    w, norms = _with_norms(weights, input_norms)
+    return w * norms
+
+
+def ria(weights: Any, input_norms: Any, *, power: float = 0.5) -> NDArray[np.floating]:
+    """RIA: relative importance times the input's norm to a power.
+
+    ``(|W_rc| / sum_r |W_rc| + |W_rc| / sum_c |W_rc|) * ||x_c||**power``; a row or column of zeros
+    contributes nothing.
+
+    Parameters
+    ----------
+    weights : array_like, shape (R, C) or (R, C, kh, kw)
+        The sums of a convolution run over kernel positions as well.
+    input_norms : array_like, shape (C,)
+        The Euclidean norm of each input channel over the calibration tokens.
+    power : float
+        The paper's a, 0.5.
+
+    Returns
+    -------
+    ndarray of float32 or float64, the shape of ``weights``
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a norm is negative or not finite.
+
+    References
+    ----------
+    Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
+    Models, ICLR 2024.
+    """
+    w, norms = _with_norms(weights, input_norms)
+    by_row = w.sum(axis=tuple(range(1, w.ndim)), keepdims=True, dtype=np.float64)
+    by_column = w.sum(axis=(0, *range(2, w.ndim)), keepdims=True, dtype=np.float64)
+    # Where a sum is zero so is every weight in it: any divisor gives the zero that is meant.
+    by_row[by_row == 0] = 1.0
+    by_column[by_column == 0] = 1.0
+    return (w / by_row + w / by_column).astype(w.dtype) * norms**power

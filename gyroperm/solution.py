@@ -1,0 +1,384 @@
+"""The answer to a permutation problem, checked, measured, and applied to weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm import measures
+from gyroperm.arrangement import Arrangement
+from gyroperm.arrays import is_cupy, is_torch, to_numpy
+from gyroperm.files import atomic_path
+from gyroperm.pattern import Pattern
+from gyroperm.problem import Problem
+from gyroperm.views import WeightView
+
+SCHEMA = 1
+
+Status = Literal["feasible", "optimal"]
+Basis = Literal["row", "layer"]
+
+# A retained sum this close to the bound, relatively, equals it up to the rounding of both.
+_EQUAL = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The order of rows and columns and the mask that a search found.
+
+    Checked when it is made: orders are bijections, the budget is met, and the mask keeps exactly
+    n of every m (all real columns, in a group that has fewer).
+
+    Attributes
+    ----------
+    pattern : Pattern
+    arrangement : Arrangement
+        Rows in tiles and columns in groups; ``tile_rows``, ``groups`` and ``col_order`` are
+        its parts.
+    mask : ndarray of bool in the weights' shape, or a list of them
+        True where a weight is kept, in the original order.
+    retained, identity : float
+        The saliency kept, and what the pattern keeps without permutation.
+    unstructured_by_row, unstructured_by_layer : float
+        The largest sums with as many weights in each row, and in the layer, as the mask keeps.
+    bound : float
+        A proven upper bound of ``retained`` for this pattern under any permutation.
+    status : {"feasible", "optimal"}
+        ``optimal`` only when proven, to within float64 rounding.
+    method, seed : str, int
+        How it was found.
+    seconds : float
+        The search's time, compilation excluded.
+    history : tuple of (float, float)
+        (seconds, retained) at every improvement.
+    view : WeightView
+        How the weights are seen as a matrix.
+    """
+
+    pattern: Pattern
+    arrangement: Arrangement
+    mask: Any
+    retained: float
+    identity: float
+    unstructured_by_row: float
+    unstructured_by_layer: float
+    bound: float
+    method: str
+    seed: int
+    seconds: float
+    view: WeightView
+    history: tuple[tuple[float, float], ...] = ()
+    _matrix_mask: NDArray[np.bool_] = field(repr=False, default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_matrix_mask", self.view.matrix(self._masks))
+        self._matrix_mask.setflags(write=False)
+        for mask in self._masks:
+            mask.setflags(write=False)
+        _check_mask(self.arrangement, self._matrix_mask, self.pattern.n)
+
+    @property
+    def _masks(self) -> list[NDArray[np.bool_]]:
+        return list(self.mask) if self.view.listed else [self.mask]
+
+    @property
+    def tile_rows(self) -> NDArray[np.int32]:
+        """Original rows of each tile, shape (T, V); -1 for virtual rows."""
+        return self.arrangement.tile_rows
+
+    @property
+    def groups(self) -> tuple[NDArray[np.int32], ...]:
+        """Original columns of each tile's groups, T arrays of shape (G_t, m); -1 is virtual."""
+        return self.arrangement.groups
+
+    @property
+    def col_order(self) -> NDArray[np.int32] | None:
+        """The layer's one column order, (C',), -1 for virtual columns; None if it has none.
+
+        Shape (groups, C') for a grouped convolution, whose groups have channels of their own.
+        """
+        return self.arrangement.col_order
+
+    @property
+    def row_order(self) -> NDArray[np.int32]:
+        """``row_order[p]`` is the original row at packed row p; rows pruned whole come last."""
+        return self.arrangement.row_order(self._matrix_mask.shape[0])
+
+    @property
+    def basis(self) -> Basis:
+        """Which unstructured sum ``efficacy`` uses: each row's for plain N:M, else the layer's."""
+        return "row" if self.pattern.is_plain else "layer"
+
+    @property
+    def unstructured(self) -> float:
+        """The unstructured sum that ``efficacy`` uses; see ``basis``."""
+        return self.unstructured_by_row if self.basis == "row" else self.unstructured_by_layer
+
+    @property
+    def efficacy(self) -> float:
+        """``100 * (retained - identity) / (unstructured - identity)``; NaN without room."""
+        return measures.efficacy(self.retained, self.identity, self.unstructured)
+
+    @property
+    def ratio(self) -> float:
+        """``retained / unstructured``; NaN where there is no saliency."""
+        return self.retained / self.unstructured if self.unstructured else math.nan
+
+    @property
+    def gap(self) -> float:
+        """``(bound - retained) / bound``, at least 0; 0 where the bound is 0."""
+        return max(0.0, 1.0 - self.retained / self.bound) if self.bound else 0.0
+
+    @property
+    def status(self) -> Status:
+        """``optimal`` if the bound is met, to within float64 rounding."""
+        return "optimal" if self.gap <= _EQUAL else "feasible"
+
+    def apply(self, weights: Any) -> Any:
+        """The weights with everything outside the mask set to zero, in the original order.
+
+        Parameters
+        ----------
+        weights : array of the shape that was solved, or a list of them
+            NumPy, torch and CuPy arrays keep their kind, dtype and device.
+
+        Raises
+        ------
+        ValueError
+            If a shape differs.
+        """
+        given = self._as_list(weights)
+        pruned = [_masked(w, mask) for w, mask in zip(given, self._masks, strict=True)]
+        return pruned if self.view.listed else pruned[0]
+
+    def permute(self, weights: Any) -> NDArray[Any] | list[NDArray[Any]]:
+        """The weights in the order the hardware reads them, dense inside what is kept.
+
+        Returns
+        -------
+        ndarray, shape (R, C'), for plain N:M with one column order
+            Rows as they lie, columns in ``col_order``; virtual columns are zero.
+        list of T ndarrays, shape (V, K_t), for every other pattern
+            Each tile's rows and kept columns, group after group; virtual ones are zero.
+        """
+        matrix = self._matrix(weights)
+        if self._one_matrix:
+            return _gather(matrix, np.arange(matrix.shape[0]), self.groups[0].reshape(-1))
+        return [
+            _gather(matrix, rows, groups.reshape(-1))
+            for rows, groups in zip(self.tile_rows, self.groups, strict=True)
+        ]
+
+    def unpermute(self, permuted: NDArray[Any] | Sequence[NDArray[Any]]) -> Any:
+        """The inverse of :meth:`permute`: the masked weights in the original order and shape."""
+        blocks = [permuted] if self._one_matrix else list(permuted)
+        if len(blocks) != len(self.groups):
+            raise ValueError(f"permuted must hold {len(self.groups)} blocks, got {len(blocks)}")
+        matrix = np.zeros(self._matrix_mask.shape, dtype=np.asarray(blocks[0]).dtype)
+        for t, block in enumerate(blocks):
+            rows, columns = self.tile_rows[t], self.groups[t].reshape(-1)
+            if np.shape(block) != (len(rows), len(columns)):
+                raise ValueError(
+                    f"block {t} must have shape {(len(rows), len(columns))}, got {np.shape(block)}"
+                )
+            real = np.ix_(rows >= 0, columns >= 0)
+            matrix[np.ix_(rows[rows >= 0], columns[columns >= 0])] = np.asarray(block)[real]
+        matrix *= self._matrix_mask
+        parts = self.view.split(matrix)
+        return parts if self.view.listed else parts[0]
+
+    @property
+    def _one_matrix(self) -> bool:
+        return self.pattern.is_plain and len(self.groups) == 1
+
+    def _as_list(self, weights: Any) -> list[Any]:
+        given = list(weights) if self.view.listed else [weights]
+        if len(given) != len(self.view.shapes):
+            raise ValueError(f"weights must hold {len(self.view.shapes)} arrays, got {len(given)}")
+        for array, shape in zip(given, self.view.shapes, strict=True):
+            if tuple(array.shape) != shape:
+                raise ValueError(f"weights must have shape {shape}, got {tuple(array.shape)}")
+        return given
+
+    def _matrix(self, weights: Any) -> NDArray[np.floating]:
+        return self.view.matrix([to_numpy(w) for w in self._as_list(weights)])
+
+    def summary(self) -> str:
+        """A few lines for people: what was kept, how good it is, and how it was found."""
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.view.shapes)
+        kept = int(self._matrix_mask.sum())
+        lines = [
+            f"pattern       {self.pattern}",
+            f"weights       {shapes}",
+            f"kept          {kept} of {self._matrix_mask.size} weights "
+            f"({100 * kept / self._matrix_mask.size:.2f} %)",
+            f"retained      {self.retained:.6g} = {self.ratio:.4f} of unstructured "
+            f"(identity {self.identity:.6g})",
+            f"efficacy      {self.efficacy:.2f} % of the room above identity, per {self.basis}",
+            f"bound         {self.bound:.6g}, gap {100 * self.gap:.3f} %, {self.status}",
+            f"method        {self.method}, seed {self.seed}, {self.seconds:.2f} s",
+        ]
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz`` file, complete or not at all; read it back with :meth:`load`."""
+        scalars = {name: getattr(self, name) for name in _SCALARS}
+        arrays: dict[str, NDArray[Any]] = {
+            "schema": np.array(SCHEMA),
+            "pattern": np.array(json.dumps(asdict(self.pattern))),
+            "view": np.array(json.dumps(asdict(self.view))),
+            "scalars": np.array(json.dumps(scalars)),
+            "history": np.array(self.history, dtype=np.float64).reshape(-1, 2),
+            "mask_bits": np.packbits(self._matrix_mask),
+            "tile_rows": self.tile_rows,
+            "group_counts": np.array([len(g) for g in self.groups], dtype=np.int64),
+            "groups": np.concatenate(self.groups),
+        }
+        if self.col_order is not None:
+            arrays["col_order"] = self.col_order
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Solution:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If this is no such file, or one of a schema that this version does not know.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = {name: file[name] for name in file.files}
+        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no gyroperm solution: {error}") from error
+        if "schema" not in stored:
+            raise ValueError(f"{path} is no gyroperm solution: it has no schema version")
+        if int(stored["schema"]) != SCHEMA:
+            raise ValueError(
+                f"{path} has schema {int(stored['schema'])}; this version reads schema {SCHEMA}"
+            )
+        return cls._from_stored(stored)
+
+    @classmethod
+    def _from_stored(cls, stored: dict[str, NDArray[Any]]) -> Solution:
+        view_fields = json.loads(str(stored["view"]))
+        view_fields["shapes"] = tuple(tuple(shape) for shape in view_fields["shapes"])
+        view = WeightView(**view_fields)
+        ends = np.cumsum(stored["group_counts"])[:-1]
+        arrangement = Arrangement(
+            stored["tile_rows"],
+            tuple(np.split(stored["groups"], ends)),
+            stored.get("col_order"),
+        )
+        shape = sum(view.row_counts), view._matrix_shape(view.shapes[0])[1]
+        bits = np.unpackbits(stored["mask_bits"], count=shape[0] * shape[1])
+        masks = view.split(bits.astype(np.bool_).reshape(shape))
+        return cls(
+            pattern=Pattern(**json.loads(str(stored["pattern"]))),
+            arrangement=arrangement,
+            mask=masks if view.listed else masks[0],
+            view=view,
+            history=tuple((float(s), float(r)) for s, r in stored["history"]),
+            **json.loads(str(stored["scalars"])),
+        )
+
+    @classmethod
+    def measured(
+        cls,
+        problem: Problem,
+        arrangement: Arrangement,
+        *,
+        identity: float,
+        view: WeightView,
+        **found: Any,
+    ) -> Solution:
+        """Check an arrangement against its problem, and measure its best mask.
+
+        Parameters
+        ----------
+        problem : Problem
+        arrangement : Arrangement
+        identity : float
+            What the pattern keeps without permutation.
+        view : WeightView
+        **found
+            ``method``, ``seed``, ``seconds`` and ``history``.
+        """
+        arrangement.check(problem)
+        mask = arrangement.mask(problem.saliency, problem.pattern.n)
+        against = measures.reference(problem, mask)
+        masks = view.split(mask)
+        return cls(
+            pattern=problem.pattern,
+            arrangement=arrangement,
+            mask=masks if view.listed else masks[0],
+            retained=measures.retained(problem.saliency, mask),
+            identity=identity,
+            unstructured_by_row=against.by_row,
+            unstructured_by_layer=against.by_layer,
+            bound=against.bound,
+            view=view,
+            **found,
+        )
+
+
+_SCALARS = (
+    "retained",
+    "identity",
+    "unstructured_by_row",
+    "unstructured_by_layer",
+    "bound",
+    "method",
+    "seed",
+    "seconds",
+)
+
+
+def _gather(
+    matrix: NDArray[Any], rows: NDArray[np.integer], columns: NDArray[np.integer]
+) -> NDArray[Any]:
+    # -1 would read the last row or column: it is read, and then set to zero.
+    block = matrix[np.ix_(rows, columns)]
+    block[rows < 0] = 0
+    block[:, columns < 0] = 0
+    return block
+
+
+def _masked(weights: Any, mask: NDArray[np.bool_]) -> Any:
+    if is_torch(weights):
+        import torch
+
+        keep = torch.from_numpy(np.array(mask)).to(weights.device)
+        return torch.where(keep, weights, torch.zeros((), dtype=weights.dtype, device=keep.device))
+    if is_cupy(weights):
+        import cupy
+
+        return cupy.where(cupy.asarray(mask), weights, weights.dtype.type(0))
+    host = np.asarray(weights)
+    return np.where(mask, host, np.zeros((), dtype=host.dtype))
+
+
+def _check_mask(arrangement: Arrangement, mask: NDArray[np.bool_], n: int) -> None:
+    """Raise unless the mask keeps exactly min(n, real columns) in each row of each group."""
+    total = 0
+    for rows, groups in zip(arrangement.tile_rows, arrangement.groups, strict=True):
+        rows = rows[rows >= 0]
+        real = groups >= 0
+        kept = mask[rows[:, None], np.where(real, groups, 0).reshape(-1)]
+        counts = (kept.reshape(len(rows), *groups.shape) & real).sum(axis=2)
+        if not (counts == np.minimum(n, real.sum(axis=1))).all():
+            raise ValueError(f"the mask does not keep exactly {n} of every group in every row")
+        total += int(counts.sum())
+    if total != int(mask.sum()):
+        raise ValueError("the mask keeps weights outside the kept vectors")

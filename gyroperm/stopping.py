@@ -1,0 +1,105 @@
+"""When a search stops: small callables that can be combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """What a stopping criterion sees.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the search began, compilation excluded.
+    rounds : int
+        Finished rounds of the method (what a round is, each method says).
+    retained : float
+        The best so far, in the search's own scale.
+    stale_rounds : int
+        Rounds since the best last rose.
+    """
+
+    seconds: float
+    rounds: int
+    retained: float
+    stale_rounds: int
+
+
+#: A stopping criterion: any callable that takes the state and returns True to stop.
+Stop = Callable[[SearchState], bool]
+
+
+class Criterion:
+    """A stopping criterion that combines: ``a | b`` stops at either, ``a & b`` at both."""
+
+    def __call__(self, state: SearchState) -> bool:
+        """Whether to stop now."""
+        raise NotImplementedError
+
+    def __or__(self, other: Stop) -> Criterion:
+        return AnyOf(self, other)
+
+    def __and__(self, other: Stop) -> Criterion:
+        return AllOf(self, other)
+
+    __ror__ = __or__
+    __rand__ = __and__
+
+
+class AnyOf(Criterion):
+    """Stop as soon as one of the criteria would."""
+
+    def __init__(self, *criteria: Stop) -> None:
+        self.criteria = criteria
+
+    def __call__(self, state: SearchState) -> bool:
+        return any(criterion(state) for criterion in self.criteria)
+
+
+class AllOf(Criterion):
+    """Stop when all of the criteria would."""
+
+    def __init__(self, *criteria: Stop) -> None:
+        self.criteria = criteria
+
+    def __call__(self, state: SearchState) -> bool:
+        return all(criterion(state) for criterion in self.criteria)
+
+
+class TimeLimit(Criterion):
+    """Stop after so many seconds, compilation excluded."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"seconds must not be negative, got {seconds!r}")
+        self.seconds = float(seconds)
+
+    def __call__(self, state: SearchState) -> bool:
+        return state.seconds >= self.seconds
+
+
+class MaxRounds(Criterion):
+    """Stop after so many rounds; the same number gives the same answer on any machine."""
+
+    def __init__(self, rounds: int) -> None:
+        if not rounds >= 0:
+            raise ValueError(f"rounds must not be negative, got {rounds!r}")
+        self.rounds = int(rounds)
+
+    def __call__(self, state: SearchState) -> bool:
+        return state.rounds >= self.rounds
+
+
+class NoImprovement(Criterion):
+    """Stop after so many rounds in a row that brought nothing."""
+
+    def __init__(self, rounds: int) -> None:
+        if not rounds >= 1:
+            raise ValueError(f"rounds must be at least 1, got {rounds!r}")
+        self.rounds = int(rounds)
+
+    def __call__(self, state: SearchState) -> bool:
+        return state.stale_rounds >= self.rounds

@@ -1,0 +1,91 @@
+"""One run of a solver: its problem, clock, random streams, and the best so far."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gyroperm.problem import Problem
+from gyroperm.stopping import SearchState, Stop
+
+if TYPE_CHECKING:
+    from gyroperm.arrangement import Arrangement
+
+
+class Search:
+    """What a solver works with besides its options.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to solve.
+    seed : int
+        The seed of every random stream.
+    threads : int
+        Worker threads to use; the answer must not depend on it.
+    stop : callable or None
+        The user's stopping criterion. The solver also stops by itself when it has converged.
+    initial : Arrangement or None
+        Where to start from, already checked against the problem.
+    progress : tqdm-like or None
+        A bar to advance by one a round.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        threads: int = 1,
+        stop: Stop | None = None,
+        initial: Arrangement | None = None,
+        progress: Any = None,
+    ) -> None:
+        self.problem = problem
+        self.seed = seed
+        self.threads = threads
+        self.initial = initial
+        self.history: list[tuple[float, float]] = []
+        self._stop = stop
+        self._progress = progress
+        self._rounds = 0
+        self._stale = 0
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def best(self) -> float:
+        """The best recorded value, 0 before the first."""
+        return self.history[-1][1] if self.history else 0.0
+
+    def random(self, *stream: int) -> np.random.Generator:
+        """A generator of its own for each stream; the same for any number of threads."""
+        return np.random.default_rng([self.seed, *stream])
+
+    def record(self, retained: float) -> None:
+        """End a round: what is retained now, in the scale of ``problem.search_saliency``."""
+        self._rounds += 1
+        self._stale += 1
+        self.improve(retained)
+        if self._progress is not None:
+            self._progress.update()
+            self._progress.set_postfix(retained=f"{self.best:.6g}", refresh=False)
+
+    def improve(self, retained: float) -> None:
+        """Note a value within a round, if it is better than the best so far."""
+        if not self.history or retained > self.best:
+            self.history.append((self.seconds, float(retained)))
+            self._stale = 0
+
+    def stopped(self) -> bool:
+        """Whether the user's criterion says stop. Ask between rounds and within long ones."""
+        if self._stop is None:
+            return False
+        state = SearchState(self.seconds, self._rounds, self.best, self._stale)
+        return bool(self._stop(state))
