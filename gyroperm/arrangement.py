@@ -32,9 +32,9 @@ class Arrangement:
 
     def __post_init__(self) -> None:
         def frozen(array: NDArray[np.integer]) -> NDArray[np.int32]:
-            array = np.array(array, dtype=np.int32, order="C")
-            array.setflags(write=False)
-            return array
+            result: NDArray[np.int32] = np.array(array, dtype=np.int32, order="C")
+            result.setflags(write=False)
+            return result
 
         set_ = object.__setattr__
         set_(self, "tile_rows", frozen(self.tile_rows))
@@ -112,7 +112,7 @@ def _check_budget(problem: Problem, sizes: Sequence[int]) -> None:
 
 def _check_shared_order(problem: Problem, arrangement: Arrangement) -> None:
     pattern = problem.pattern
-    shape = (problem.padded_columns,)
+    shape: tuple[int, ...] = (problem.padded_columns,)
     if problem.orders > 1:
         shape = (problem.orders, *shape)
     if arrangement.col_order is None or arrangement.col_order.shape != shape:

@@ -329,7 +329,7 @@ def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
     if pattern.vec_size is not None:
         pattern = _with_vec_size(pattern, rows // 2)
     found = registry.get(method)
-    search = Search(Problem(saliency, pattern), stop=MaxRounds(2))
+    search = Search(Problem(saliency, pattern), stop=MaxRounds(100) | TimeLimit(60))
     arrangement = found.solve(search, found.make_options(None))
     _value(search.problem, arrangement)
 

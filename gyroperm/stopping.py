@@ -39,6 +39,10 @@ class Criterion:
         """Whether to stop now."""
         raise NotImplementedError
 
+    def progress(self, state: SearchState) -> float | None:
+        """How much of what is allowed is used up, in [0, 1]; None if that cannot be told."""
+        return None
+
     def __or__(self, other: Stop) -> Criterion:
         return AnyOf(self, other)
 
@@ -47,6 +51,15 @@ class Criterion:
 
     __ror__ = __or__
     __rand__ = __and__
+
+
+def _known_progress(criteria: tuple[Stop, ...], state: SearchState) -> list[float]:
+    given = (c.progress(state) for c in criteria if isinstance(c, Criterion))
+    return [progress for progress in given if progress is not None]
+
+
+def _share(used: float, allowed: float) -> float:
+    return min(1.0, used / allowed) if allowed > 0 else 1.0
 
 
 class AnyOf(Criterion):
@@ -58,6 +71,10 @@ class AnyOf(Criterion):
     def __call__(self, state: SearchState) -> bool:
         return any(criterion(state) for criterion in self.criteria)
 
+    def progress(self, state: SearchState) -> float | None:
+        known = _known_progress(self.criteria, state)
+        return max(known) if known else None
+
 
 class AllOf(Criterion):
     """Stop when all of the criteria would."""
@@ -67,6 +84,10 @@ class AllOf(Criterion):
 
     def __call__(self, state: SearchState) -> bool:
         return all(criterion(state) for criterion in self.criteria)
+
+    def progress(self, state: SearchState) -> float | None:
+        known = _known_progress(self.criteria, state)
+        return min(known) if len(known) == len(self.criteria) else None
 
 
 class TimeLimit(Criterion):
@@ -80,6 +101,9 @@ class TimeLimit(Criterion):
     def __call__(self, state: SearchState) -> bool:
         return state.seconds >= self.seconds
 
+    def progress(self, state: SearchState) -> float:
+        return _share(state.seconds, self.seconds)
+
 
 class MaxRounds(Criterion):
     """Stop after so many rounds; the same number gives the same answer on any machine."""
@@ -91,6 +115,9 @@ class MaxRounds(Criterion):
 
     def __call__(self, state: SearchState) -> bool:
         return state.rounds >= self.rounds
+
+    def progress(self, state: SearchState) -> float:
+        return _share(state.rounds, self.rounds)
 
 
 class NoImprovement(Criterion):

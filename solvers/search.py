@@ -49,7 +49,7 @@ class Search:
         self.initial = initial
         self.history: list[tuple[float, float]] = []
         self._stop = stop
-        self._progress = progress
+        self._bar = progress
         self._rounds = 0
         self._stale = 0
         self._begin = time.perf_counter()
@@ -68,14 +68,22 @@ class Search:
         """A generator of its own for each stream; the same for any number of threads."""
         return np.random.default_rng([self.seed, *stream])
 
-    def record(self, retained: float) -> None:
-        """End a round: what is retained now, in the scale of ``problem.search_saliency``."""
+    def record(self, retained: float | None = None) -> None:
+        """End a round.
+
+        Parameters
+        ----------
+        retained : float, optional
+            What is retained now, in the scale of ``problem.search_saliency``; None in a round
+            that has no such value, which then does not count as one without improvement.
+        """
         self._rounds += 1
-        self._stale += 1
-        self.improve(retained)
-        if self._progress is not None:
-            self._progress.update()
-            self._progress.set_postfix(retained=f"{self.best:.6g}", refresh=False)
+        if retained is not None:
+            self._stale += 1
+            self.improve(retained)
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(retained=f"{self.best:.6g}", refresh=False)
 
     def improve(self, retained: float) -> None:
         """Note a value within a round, if it is better than the best so far."""
@@ -87,5 +95,15 @@ class Search:
         """Whether the user's criterion says stop. Ask between rounds and within long ones."""
         if self._stop is None:
             return False
-        state = SearchState(self.seconds, self._rounds, self.best, self._stale)
-        return bool(self._stop(state))
+        return bool(self._stop(self._state()))
+
+    def progress(self) -> float | None:
+        """How much of what the user's criterion allows is used up, in [0, 1]; None if unknown.
+
+        Lets a method that cools down or plans ahead fill the time it is given.
+        """
+        fraction = getattr(self._stop, "progress", None)
+        return None if fraction is None else fraction(self._state())
+
+    def _state(self) -> SearchState:
+        return SearchState(self.seconds, self._rounds, self.best, self._stale)

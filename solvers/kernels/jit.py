@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from numba import njit
 
@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def kernel(function: F) -> F:
     """Compile without the interpreter lock, cached on disk, with IEEE arithmetic in order."""
-    return njit(nogil=True, cache=True)(function)
+    return cast(F, njit(nogil=True, cache=True)(function))
 
 
 def fast_kernel(function: F) -> F:
@@ -21,4 +21,5 @@ def fast_kernel(function: F) -> F:
     For scores that guide the search only: what is accepted is judged by :func:`kernel` code.
     NaN and infinity never reach a kernel, so assuming their absence is safe.
     """
-    return njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function)
+    compiled = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function)
+    return cast(F, compiled)

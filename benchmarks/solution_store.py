@@ -1,0 +1,117 @@
+"""Solutions that are kept on disk, so that nothing is solved twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gyroperm
+import gyroperm.solvers
+from gyroperm import Pattern, Solution
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to solve, but for the weights.
+
+    Attributes
+    ----------
+    layer : str
+        The layer's name.
+    pattern : Pattern
+    method : str
+    time_limit : float or None
+        Seconds, compilation excluded; None until the method has converged.
+    seed : int
+    """
+
+    layer: str
+    pattern: Pattern
+    method: str
+    time_limit: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A task's solution, and whether it was read rather than solved now."""
+
+    task: Task
+    solution: Solution
+    from_store: bool
+
+
+class SolutionStore:
+    """Solves tasks, keeping each solution as an ``.npz`` file in a folder.
+
+    A file is found again only for the same weights, the same task, and the same code of gyroperm.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when it is missing.
+    fresh : bool
+        Whether to solve again what the folder already holds.
+    """
+
+    def __init__(self, folder: Path, *, fresh: bool = False) -> None:
+        self.folder = folder
+        self.fresh = fresh
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def solve(self, task: Task, weights: NDArray[np.floating]) -> Solved:
+        """The solution of a task for these weights."""
+        path = self.folder / _file_name(task, weights)
+        stored = None if self.fresh else _read(path, weights)
+        if stored is not None:
+            return Solved(task, stored, from_store=True)
+        solution = gyroperm.solve(
+            weights,
+            pattern=task.pattern,
+            method=task.method,
+            time_limit=task.time_limit,
+            seed=task.seed,
+        )
+        solution.save(path)
+        return Solved(task, solution, from_store=False)
+
+
+def _file_name(task: Task, weights: NDArray[np.floating]) -> str:
+    described = {**asdict(task), "code": _code_digest(), "shape": weights.shape}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    digest.update(weights.dtype.str.encode())
+    digest.update(np.ascontiguousarray(weights).data)
+    parts = (task.layer, str(task.pattern), task.method, digest.hexdigest()[:16])
+    return re.sub(r"[^\w.\-]+", "_", ".".join(parts)) + ".npz"
+
+
+@cache
+def _code_digest() -> str:
+    """A digest of gyroperm's code: who changes a solver must not be shown its old answers."""
+    digest = hashlib.sha256(gyroperm.__version__.encode())
+    for package in (gyroperm, gyroperm.solvers):
+        folder = Path(package.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, weights: NDArray[np.floating]) -> Solution | None:
+    """A stored solution; None if there is none, or it is damaged or not of these weights."""
+    if not path.exists():
+        return None
+    try:
+        solution = Solution.load(path)
+    except (ValueError, KeyError):
+        return None
+    kept = gyroperm.retained(np.abs(weights), solution.mask)
+    return solution if math.isclose(kept, solution.retained, rel_tol=1e-9) else None

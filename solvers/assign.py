@@ -1,0 +1,292 @@
+"""Assignment moves: balanced clustering of rows and columns, solved by linear assignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.arrangement import Arrangement
+from gyroperm.problem import Problem
+from gyroperm.solvers.columns import Cell, arrange_columns, make_cell
+from gyroperm.solvers.cooling import Phase
+from gyroperm.solvers.kernels.choice import improve_choice
+from gyroperm.solvers.parallel import parallel_map
+from gyroperm.solvers.registry import register
+from gyroperm.solvers.rows import arrange_rows
+from gyroperm.solvers.search import Search
+from gyroperm.solvers.vectors import (
+    choose_vectors,
+    columns_as_they_lie,
+    rows_as_they_lie,
+    vector_scores,
+)
+
+
+@dataclass(frozen=True)
+class AssignOptions:
+    """Options of :func:`solve`.
+
+    Attributes
+    ----------
+    anneal : bool
+        Cool down from ``hot`` to ``cold`` before descending; False only descends. A start from
+        ``initial`` only descends.
+    hot, cold : float
+        First and last temperature of the columns, in units of the spread of the gains.
+    row_hot, row_cold : float
+        The same for the rows.
+    row_rounds, column_rounds : int
+        Rounds to anneal rows and columns for when the stopping criterion sets no pace; with a
+        time limit or a number of rounds, annealing is stretched to fill it.
+    row_share : float
+        The share of the pace that goes to the rows, in (0, 1).
+    patience : int
+        Moves in a row without improvement after which the descent of a tile's columns ends;
+        ten times as many end that of the rows.
+    block_groups : int
+        The groups among which a move assigns columns; larger layers are dealt into blocks.
+    power : float
+        Rows are clustered and vectors chosen by the saliency to this power (1 where n = m). More
+        than 1 counts large saliencies for more, as the second level does, which keeps only the
+        largest n of m.
+    """
+
+    anneal: bool = True
+    hot: float = 0.3
+    cold: float = 0.03
+    row_hot: float = 0.05
+    row_cold: float = 0.005
+    row_rounds: int = 50
+    column_rounds: int = 40
+    row_share: float = 0.3
+    patience: int = 30
+    block_groups: int = 64
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        for of in ("", "row_"):
+            hot, cold = getattr(self, f"{of}hot"), getattr(self, f"{of}cold")
+            if not hot >= cold > 0:
+                raise ValueError(f"{of}hot >= {of}cold > 0 is needed, got {hot} and {cold}")
+        for name in ("row_rounds", "column_rounds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("patience", "block_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.row_share < 1:
+            raise ValueError(f"row_share must lie in (0, 1), got {self.row_share}")
+        if not self.power > 0:
+            raise ValueError(f"power must be positive, got {self.power}")
+
+
+# Random streams, so that no phase shifts the numbers of another.
+_ROWS, _WINDOWS, _COLUMNS, _DEAL = range(4)
+
+# Rows and windows of a shared order depend on each other: they are arranged in turns.
+_TURNS = 2
+
+
+@register("assign", options=AssignOptions)
+def solve(search: Search, options: AssignOptions) -> Arrangement:
+    """Annealed assignment moves with joint selection of vectors; gyroperm's own.
+
+    Rows are assigned to tiles by what their vectors keep, then each tile's columns to groups
+    and to the discarded in one assignment. Putting column x into a group whose n-th largest of
+    the others is q keeps ``sum_r max(0, x[r] - q[r])`` more, exactly, so one matrix product of
+    relu gives the gain of every move. A round is a sweep over all tiles (20 moves of the rows).
+    """
+    problem = search.problem
+    if search.stopped():
+        return _start(search)
+    if search.initial is not None:
+        tile_rows, order = search.initial.tile_rows, search.initial.col_order
+        # The rows are left as they are: its groups were made for them.
+        groups = [np.array(g) for g in search.initial.groups]
+        if problem.pattern.window is None:
+            return _with_columns(search, options, tile_rows, groups, anneal=False)
+        return _with_windows(search, options, tile_rows, np.asarray(order), anneal=False)
+    if problem.pattern.window is not None:
+        return _with_windows(
+            search,
+            options,
+            rows_as_they_lie(problem),
+            columns_as_they_lie(problem),
+            anneal=options.anneal,
+        )
+    scores = _scores(problem, options)
+    tile_rows = arrange_rows(
+        search,
+        scores,
+        rows_as_they_lie(problem),
+        None,
+        phase=_row_phase(search, options, options.anneal, options.row_share),
+        patience=_ROW_PATIENCE * options.patience,
+        stream=_ROWS,
+    )
+    groups = _dealt_groups(search, scores, tile_rows)
+    return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
+
+
+# A move of the rows exchanges only one row of each tile's V.
+_ROW_PATIENCE = 10
+
+
+def _start(search: Search) -> Arrangement:
+    from gyroperm.solvers.identity import identity_arrangement
+
+    return search.initial or identity_arrangement(search.problem)
+
+
+def _row_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
+    rounds = options.row_rounds if anneal else 0
+    return Phase(search, rounds=rounds, hot=options.row_hot, cold=options.row_cold, share=share)
+
+
+def _column_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
+    rounds = options.column_rounds if anneal else 0
+    return Phase(search, rounds=rounds, hot=options.hot, cold=options.cold, share=share)
+
+
+def _scores(problem: Problem, options: AssignOptions) -> NDArray[np.float32]:
+    """What each weight counts at the vector level, (R + 1, C), the last row zero."""
+    power = options.power if problem.pattern.n < problem.pattern.m else 1.0
+    scores = np.zeros((problem.rows + 1, problem.columns), dtype=np.float32)
+    np.power(problem.search_saliency, np.float32(power), out=scores[:-1])
+    return scores
+
+
+def _dealt_groups(
+    search: Search, scores: NDArray[np.float32], tile_rows: NDArray[np.int32]
+) -> list[NDArray[np.int32]]:
+    """The highest scoring vectors of each tile, dealt at random into groups."""
+    problem = search.problem
+    if problem.pattern.is_plain:
+        chosen = [columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]]
+        chosen *= problem.tiles
+    else:
+        chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
+    m = problem.pattern.m
+    return [
+        search.random(_DEAL, t).permutation(columns).reshape(-1, m)
+        for t, columns in enumerate(chosen)
+    ]
+
+
+def _with_columns(
+    search: Search,
+    options: AssignOptions,
+    tile_rows: NDArray[np.int32],
+    groups: list[NDArray[np.int32]],
+    *,
+    anneal: bool,
+) -> Arrangement:
+    """Arrange the columns of every tile, each in an order of its own."""
+    problem = search.problem
+    pattern = problem.pattern
+    S = problem.search_saliency
+    if pattern.n < pattern.m:
+        cells = [make_cell(S, rows, g) for rows, g in zip(tile_rows, groups, strict=True)]
+        arrange_columns(
+            search,
+            cells,
+            pattern.n,
+            phase=_column_phase(search, options, anneal, 1.0),
+            patience=options.patience,
+            block_groups=options.block_groups,
+            stream=_COLUMNS,
+        )
+        groups = [cell.groups for cell in cells]
+    order = None
+    if pattern.is_plain:
+        order = np.stack([g.reshape(-1) for g in groups])
+        order = order[0] if problem.orders == 1 else order
+    return Arrangement(tile_rows, tuple(groups), order)
+
+
+def _with_windows(
+    search: Search,
+    options: AssignOptions,
+    tile_rows: NDArray[np.int32],
+    order: NDArray[np.int32],
+    *,
+    anneal: bool,
+) -> Arrangement:
+    """Arrange rows and the shared order in turns, then choose the vectors of each window.
+
+    With the rows fixed, choosing the best ``kept`` of each window of M columns for every tile
+    is plain kept:M on the tiles' vector scores, (T, C).
+    """
+    problem = search.problem
+    scores = _scores(problem, options)
+    turns = _TURNS if anneal else 1
+    for turn in range(turns):
+        share = 1.0 / (2 * (turns - turn))
+        tile_rows = arrange_rows(
+            search,
+            scores,
+            tile_rows,
+            order,
+            phase=_row_phase(search, options, anneal, share),
+            patience=_ROW_PATIENCE * options.patience,
+            stream=4 * turn + _ROWS,
+        )
+        cells = _window_cells(problem, vector_scores(scores[:-1], tile_rows), order)
+        arrange_columns(
+            search,
+            cells,
+            problem.pattern.kept_per_window,
+            phase=_column_phase(search, options, anneal, share),
+            patience=options.patience,
+            block_groups=options.block_groups,
+            stream=4 * turn + _WINDOWS,
+            records=problem.pattern.n == problem.pattern.m,
+        )
+        order = np.stack([cell.groups.reshape(-1) for cell in cells]).reshape(order.shape)
+    chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows), order)
+    groups = [columns.reshape(-1, problem.pattern.m) for columns in chosen]
+    if problem.pattern.n < problem.pattern.m:
+        _improve_choices(search, tile_rows, order, groups)
+    return Arrangement(tile_rows, tuple(groups), order)
+
+
+def _window_cells(
+    problem: Problem, scores: NDArray[np.float64], order: NDArray[np.int32]
+) -> list[Cell]:
+    """One cell for each shared order: its windows are groups, its tiles' scores are rows."""
+    assert problem.pattern.window is not None
+    cells = []
+    for o, columns in enumerate(np.atleast_2d(order)):
+        mine = scores[problem.tile_order == o]
+        groups = columns.reshape(-1, problem.pattern.window)
+        scaled = mine / (mine.max() or 1.0)
+        cells.append(
+            make_cell(scaled.astype(np.float32), np.arange(len(mine), dtype=np.int32), groups)
+        )
+    return cells
+
+
+def _improve_choices(
+    search: Search,
+    tile_rows: NDArray[np.int32],
+    order: NDArray[np.int32],
+    groups: list[NDArray[np.int32]],
+) -> None:
+    """Exchange kept and discarded vectors of each window while that keeps more, in place."""
+    problem = search.problem
+    assert problem.pattern.window is not None
+    windows = np.atleast_2d(order).reshape(problem.orders, -1, problem.pattern.window)
+
+    def improve(t: int) -> None:
+        if not search.stopped():
+            improve_choice(
+                problem.search_saliency,
+                tile_rows[t],
+                windows[problem.tile_order[t]],
+                groups[t],
+                problem.pattern.n,
+            )
+
+    parallel_map(improve, range(problem.tiles), search.threads)

@@ -1,0 +1,202 @@
+"""Input-channel permutation: columns into groups, with a pool of discarded ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.solvers.cooling import Phase, gumbel_noise
+from gyroperm.solvers.kernels.grouping import assignment_moves, gain_scale, group_values
+from gyroperm.solvers.parallel import parallel_map
+from gyroperm.solvers.search import Search
+
+# A kernel call takes so many moves as fit in about 3 ms: long enough to hide the call, short
+# enough to look at the clock. A gain costs V / 20 ns, its part of the assignment about 8 ns.
+_CALL_NS = 3_000_000
+_MIN_MOVES, _MAX_MOVES = 2, 256
+# Jobs between two looks at the clock, for each thread.
+_BATCH = 16
+
+
+@dataclass(eq=False)
+class Cell:
+    """The columns of one tile: what is grouped, and what is left over.
+
+    Attributes
+    ----------
+    X : ndarray of float32, shape (C + 1, V)
+        The tile's saliency, a column a row; the last row, of zeros, stands for virtual columns.
+    groups : ndarray of int32, shape (G, m)
+    pool : ndarray of int32, shape (D,)
+        The discarded columns.
+    """
+
+    X: NDArray[np.float32]
+    groups: NDArray[np.int32]
+    pool: NDArray[np.int32]
+    stale: int = 0
+    unit: float = 0.0
+    value: float = 0.0
+
+
+def tile_columns(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The saliency of a tile as the kernels take it: (C + 1, V), virtual rows and columns zero."""
+    X = np.zeros((saliency.shape[1] + 1, len(rows)), dtype=np.float32)
+    real = rows >= 0
+    X[:-1, real] = saliency[rows[real]].T
+    return X
+
+
+def make_cell(
+    saliency: NDArray[np.float32], rows: NDArray[np.int32], groups: NDArray[np.int32]
+) -> Cell:
+    """The cell of a tile that starts from given groups; all other columns are its pool."""
+    pool = np.setdiff1d(np.arange(saliency.shape[1], dtype=np.int32), groups.reshape(-1))
+    return Cell(tile_columns(saliency, rows), np.array(groups, order="C"), pool)
+
+
+def arrange_columns(
+    search: Search,
+    cells: list[Cell],
+    n: int,
+    *,
+    phase: Phase,
+    patience: int,
+    block_groups: int,
+    stream: int,
+    records: bool = True,
+) -> None:
+    """Regroup, and choose anew, the columns of every cell in place, so that more is kept.
+
+    Annealed assignment moves, then descent until a cell has brought nothing for ``patience``
+    moves. In a sweep the groups and the pool of each cell are dealt at random into blocks of
+    at most ``block_groups`` groups, which are independent: they run on all threads, and a sweep
+    costs ``V * C * block_groups / m`` operations a cell and move.
+
+    Parameters
+    ----------
+    search : Search
+    cells : list of Cell
+        Changed in place.
+    n : int
+        How many of each group of m each row keeps.
+    phase : Phase
+        Its share of the search, and the temperatures.
+    patience, block_groups : int
+    stream : int
+        Names the random stream.
+    records : bool
+        Whether the cells' values add up to the retained saliency, for the search's history.
+    """
+    noise = gumbel_noise()
+    index = {id(cell): c for c, cell in enumerate(cells)}
+    active = [cell for cell in cells if len(cell.groups) and _can_move(cell, n)]
+    for cell in cells:
+        cell.value = _value(cell.X, cell.groups, n)
+        cell.stale = 0
+    for cell in active:
+        cell.unit = _unit(cell, n, search.random(stream, 0, index[id(cell)]))
+    sweep = 0
+    while active and (temperature := phase.next_temperature()) is not None:
+        jobs = [
+            job
+            for cell in active
+            for job in _deal(cell, block_groups, search.random(stream, 1, index[id(cell)], sweep))
+        ]
+        _collect(_run(search, jobs, n, temperature, noise))
+        sweep += 1
+        search.record(sum(cell.value for cell in cells) if records else None)
+        if temperature == 0.0:
+            active = [cell for cell in active if cell.stale < patience]
+
+
+def _run(
+    search: Search, jobs: list[_Job], n: int, temperature: float, noise: NDArray[np.float32]
+) -> list[_Job]:
+    """Run jobs on all threads; returns those that were run before the search was stopped."""
+    batch = _BATCH * search.threads
+    for first in range(0, len(jobs), batch):
+        if first and search.stopped():
+            return jobs[:first]
+        part = jobs[first : first + batch]
+        parallel_map(lambda job: job.run(n, temperature, noise), part, search.threads)
+    return jobs
+
+
+def _can_move(cell: Cell, n: int) -> bool:
+    """Whether any exchange can change what is kept."""
+    G, m = cell.groups.shape
+    return len(cell.pool) > 0 or (G > 1 and n < m)
+
+
+def _value(X: NDArray[np.float32], groups: NDArray[np.int32], n: int) -> float:
+    values = np.empty(len(groups))
+    group_values(X, groups, n, values)
+    return float(values.sum())
+
+
+def _unit(cell: Cell, n: int, random: np.random.Generator) -> float:
+    some = np.sort(random.permutation(len(cell.groups))[:64])
+    state = random.integers(0, 2**64, size=1, dtype=np.uint64)
+    return float(gain_scale(cell.X, cell.groups[some], cell.pool[:256], n, state))
+
+
+@dataclass(eq=False)
+class _Job:
+    """A block of a cell's groups and its part of the pool, moved on its own."""
+
+    cell: Cell
+    chosen: NDArray[np.intp]
+    groups: NDArray[np.int32]
+    pool_places: NDArray[np.intp]
+    pool: NDArray[np.int32]
+    state: NDArray[np.uint64]
+    stale_moves: int = 0
+    value_before: float = 0.0
+    value: float = 0.0
+
+    def run(self, n: int, temperature: float, noise: NDArray[np.float32]) -> None:
+        G = len(self.groups)
+        self.value_before = _value(self.cell.X, self.groups, n)
+        cost = G * (G + len(self.pool)) * (self.cell.X.shape[1] / 20 + 8)
+        moves = min(_MAX_MOVES, max(_MIN_MOVES, int(_CALL_NS / cost)))
+        _, stale = assignment_moves(
+            self.cell.X,
+            self.groups,
+            self.pool,
+            n,
+            moves,
+            temperature * self.cell.unit,
+            noise,
+            self.state,
+        )
+        # Whether the whole call brought nothing, and how long that call was.
+        self.stale_moves = moves if stale >= moves else 0
+        self.value = _value(self.cell.X, self.groups, n)
+
+
+def _deal(cell: Cell, block_groups: int, random: np.random.Generator) -> list[_Job]:
+    G = len(cell.groups)
+    count = -(-G // block_groups)
+    groups = np.array_split(random.permutation(G), count)
+    pools = np.array_split(random.permutation(len(cell.pool)), count)
+    states = random.integers(0, 2**64, size=(count, 1), dtype=np.uint64)
+    return [
+        _Job(cell, chosen, cell.groups[chosen], places, cell.pool[places], state)
+        for chosen, places, state in zip(groups, pools, states, strict=True)
+    ]
+
+
+def _collect(jobs: list[_Job]) -> None:
+    """Take over what the jobs of a sweep did."""
+    for cell, mine in groupby(jobs, key=lambda job: job.cell):
+        done = list(mine)
+        for job in done:
+            cell.groups[job.chosen] = job.groups
+            cell.pool[job.pool_places] = job.pool
+            cell.value += job.value - job.value_before
+        fewest = min(job.stale_moves for job in done)
+        cell.stale = cell.stale + fewest if fewest else 0

@@ -1,0 +1,228 @@
+"""What groups of columns keep, and what they would keep with one column exchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gyroperm.solvers.kernels.assignment import assign_slots
+from gyroperm.solvers.kernels.gain import relu_gain
+from gyroperm.solvers.kernels.jit import fast_kernel, kernel
+from gyroperm.solvers.kernels.random import random_below, random_bits
+
+
+@kernel
+def group_value(X, members, n):  # type: ignore[no-untyped-def]
+    """The saliency a group keeps, in float64: the n largest of its columns, row by row.
+
+    X (C, R) float32 holds a column of the saliency a row; members (m,) are rows of X.
+    """
+    m = len(members)
+    top = np.empty(n, dtype=np.float32)
+    total = 0.0
+    for r in range(X.shape[1]):
+        top[:] = np.float32(0)
+        for k in range(m):
+            value = X[members[k], r]
+            if value > top[n - 1]:
+                slot = n - 1
+                while slot > 0 and top[slot - 1] < value:
+                    top[slot] = top[slot - 1]
+                    slot -= 1
+                top[slot] = value
+        for k in range(n):
+            total += top[k]
+    return total
+
+
+@fast_kernel
+def group_values_fast(X, groups, n, values):  # type: ignore[no-untyped-def]
+    """:func:`group_value` of every group, for the common 2:4 without a sort.
+
+    values (G,) float64 is overwritten. The two largest of four are the larger of each pair and
+    the largest of what is left, so the sums vectorise; each row's sum is exact in float64.
+    """
+    zero = np.float64(0)
+    for g in range(groups.shape[0]):
+        a, b = X[groups[g, 0]], X[groups[g, 1]]
+        c, d = X[groups[g, 2]], X[groups[g, 3]]
+        total = zero
+        for r in range(X.shape[1]):
+            high1, low1 = max(a[r], b[r]), min(a[r], b[r])
+            high2, low2 = max(c[r], d[r]), min(c[r], d[r])
+            first = max(high1, high2)
+            second = max(min(high1, high2), max(low1, low2))
+            total += np.float64(first) + np.float64(second)
+        values[g] = total
+
+
+@kernel
+def group_values(X, groups, n, values):  # type: ignore[no-untyped-def]
+    """:func:`group_value` of every group; values (G,) float64 is overwritten."""
+    if groups.shape[1] == 4 and n == 2:
+        group_values_fast(X, groups, n, values)
+        return
+    for g in range(groups.shape[0]):
+        values[g] = group_value(X, groups[g], n)
+
+
+@fast_kernel
+def threshold_without(X, members, left_out, n, q):  # type: ignore[no-untyped-def]
+    """The n-th largest of a group without one member, row by row, into ``q`` (R,) float32.
+
+    0 where all of the remaining are kept (n = m), so that a newcomer counts in full.
+    """
+    m = len(members)
+    if n == m:
+        q[:] = np.float32(0)
+        return
+    if m == 4 and n == 2:
+        x = X[members[(left_out + 1) % 4]]
+        y = X[members[(left_out + 2) % 4]]
+        z = X[members[(left_out + 3) % 4]]
+        for r in range(X.shape[1]):
+            q[r] = max(min(x[r], y[r]), min(max(x[r], y[r]), z[r]))
+        return
+    top = np.empty(n, dtype=np.float32)
+    for r in range(X.shape[1]):
+        top[:] = np.float32(0)
+        for k in range(m):
+            if k != left_out:
+                value = X[members[k], r]
+                if value > top[n - 1]:
+                    slot = n - 1
+                    while slot > 0 and top[slot - 1] < value:
+                        top[slot] = top[slot - 1]
+                        slot -= 1
+                    top[slot] = value
+        q[r] = top[n - 1]
+
+
+@fast_kernel
+def add_noise(gain, temperature, noise, state):  # type: ignore[no-untyped-def]
+    """Add ``temperature * noise[random]`` to every gain; noise has 4096 entries."""
+    flat = gain.reshape(-1)
+    scale = np.float32(temperature)
+    bits = np.uint64(0)
+    for i in range(len(flat)):
+        if i % 5 == 0:
+            bits = random_bits(state)
+        flat[i] += scale * noise[np.int64(bits & np.uint64(4095))]
+        bits >>= np.uint64(12)
+
+
+@kernel
+def open_places(X, groups, pool, n, state, place, candidates, released, Q):  # type: ignore[no-untyped-def]
+    """Release a column of every group, at random, beside the pool; see assignment_moves."""
+    G, m = groups.shape
+    for g in range(G):
+        place[g] = random_below(state, m)
+        candidates[g] = groups[g, place[g]]
+        released[g] = X[candidates[g]]
+        threshold_without(X, groups[g], place[g], n, Q[g])
+    candidates[G:] = pool
+
+
+@kernel
+def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # type: ignore[no-untyped-def]
+    """Assignment moves on a block of groups and a pool of discarded columns, both in place.
+
+    A move releases one column of every group, at a random position; the released and the pool
+    are assigned anew to the open places, and what is left over is the pool. It searches
+    ``(G + D)! / D!`` rearrangements and is exact for the places it opened.
+
+    At a temperature above 0 every gain is perturbed by that much noise before it is assigned
+    and the outcome is kept whatever it is worth, as in simulated annealing; the noise of Gumbel
+    distribution makes each move a draw rather than a maximum. At temperature 0 a move is kept
+    only if the float64 value of the block does not fall.
+
+    X (C, R) float32; groups (G, m) int32; pool (D,) int32; noise (4096,) float32. Returns the
+    value gained (only known at temperature 0) and the last moves in a row that brought nothing.
+    """
+    G = groups.shape[0]
+    D = len(pool)
+    R = X.shape[1]
+    candidates = np.empty(G + D, dtype=np.int32)
+    released = np.empty((G + D, R), dtype=np.float32)
+    Q = np.empty((G, R), dtype=np.float32)
+    gain = np.empty((G, G + D), dtype=np.float32)
+    chosen = np.empty(G, dtype=np.int32)
+    place = np.empty(G, dtype=np.int64)
+    taken = np.empty(G + D, dtype=np.bool_)
+    values = np.empty(G)
+    new_values = np.empty(G)
+    trial = np.empty_like(groups)
+    judged = temperature <= 0.0
+    if judged:
+        group_values(X, groups, n, values)
+    for d in range(D):
+        released[G + d] = X[pool[d]]
+    gained = 0.0
+    stale = 0
+    for _ in range(moves):
+        open_places(X, groups, pool, n, state, place, candidates, released, Q)
+        relu_gain(released, Q, gain)
+        if not judged:
+            add_noise(gain, temperature, noise, state)
+        assign_slots(gain, chosen)
+        for g in range(G):
+            trial[g] = groups[g]
+            trial[g, place[g]] = candidates[chosen[g]]
+        if judged:
+            group_values(X, trial, n, new_values)
+            change = 0.0
+            for g in range(G):
+                change += new_values[g] - values[g]
+            stale += 1
+            # A sideways move costs nothing and leads elsewhere; only a rise is progress.
+            if change < 0.0:
+                continue
+            if change > 0.0:
+                stale = 0
+            gained += change
+            values[:] = new_values
+        groups[:, :] = trial
+        taken[:] = False
+        for g in range(G):
+            taken[chosen[g]] = True
+        d = 0
+        for a in range(G + D):
+            if not taken[a]:
+                pool[d] = candidates[a]
+                if a != G + d:
+                    released[G + d] = X[candidates[a]]
+                d += 1
+    return gained, stale
+
+
+@kernel
+def gain_scale(X, groups, pool, n, state):  # type: ignore[no-untyped-def]
+    """The spread of the gains that an assignment can still choose between.
+
+    The standard deviation of the gain matrix of one move, less the mean of each column and of
+    each group, which no assignment can change: the unit of temperature.
+    """
+    G = groups.shape[0]
+    D = len(pool)
+    R = X.shape[1]
+    candidates = np.empty(G + D, dtype=np.int32)
+    released = np.empty((G + D, R), dtype=np.float32)
+    Q = np.empty((G, R), dtype=np.float32)
+    gain = np.empty((G, G + D), dtype=np.float32)
+    place = np.empty(G, dtype=np.int64)
+    for d in range(D):
+        released[G + d] = X[pool[d]]
+    open_places(X, groups, pool, n, state, place, candidates, released, Q)
+    relu_gain(released, Q, gain)
+    total = 0.0
+    by_slot = np.zeros(G)
+    by_item = np.zeros(G + D)
+    for a in range(G + D):
+        for g in range(G):
+            by_item[a] += gain[g, a] / G
+            by_slot[g] += gain[g, a] / (G + D)
+        total += by_item[a] / (G + D)
+    spread = 0.0
+    for a in range(G + D):
+        for g in range(G):
+            spread += (gain[g, a] - by_item[a] - by_slot[g] + total) ** 2
+    return np.sqrt(spread / (G * (G + D)))

