@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.geometry import Geometry
 from gyroperm.problem import Problem
 
 
@@ -57,8 +58,12 @@ class Arrangement:
             mask_tile(saliency, rows, groups, n, mask)
         return mask
 
-    def check(self, problem: Problem) -> None:
-        """Raise ValueError, saying what is wrong, unless this is a solution of the problem."""
+    def check(self, problem: Geometry) -> None:
+        """Raise ValueError, saying what is wrong, unless this is a solution of the problem.
+
+        A problem with saliencies says which rows are kept; of a bare geometry only their number
+        is known.
+        """
         _check_rows(problem, self.tile_rows)
         if len(self.groups) != problem.tiles:
             raise ValueError(f"groups must hold {problem.tiles} tiles, got {len(self.groups)}")
@@ -80,37 +85,54 @@ class Arrangement:
 def _check_columns(
     name: str, chosen: NDArray[np.int32], columns: int, slots: int, available: int | None = None
 ) -> None:
+    _check_ids(name, chosen, "column", columns)
     real = chosen[chosen >= 0]
     available = columns if available is None else available
-    if real.size and real.max() >= columns:
-        raise ValueError(f"{name} names column {real.max()} of a matrix with {columns} columns")
-    if len(np.unique(real)) != real.size:
-        raise ValueError(f"{name} names a column twice")
     if real.size != min(slots, available):
         raise ValueError(
             f"{name} keeps {real.size} columns, the pattern keeps {min(slots, available)}"
         )
 
 
-def _check_rows(problem: Problem, tile_rows: NDArray[np.int32]) -> None:
+def _check_ids(name: str, ids: NDArray[np.int32], kind: str, count: int) -> None:
+    if ids.size and (ids.max() >= count or ids.min() < -1):
+        wrong = ids.max() if ids.max() >= count else ids.min()
+        raise ValueError(f"{name} names {kind} {wrong} of a matrix with {count} {kind}s")
+    real = ids[ids >= 0]
+    if len(np.unique(real)) != real.size:
+        raise ValueError(f"{name} is no bijection: it names a {kind} twice")
+
+
+def _check_rows(problem: Geometry, tile_rows: NDArray[np.int32]) -> None:
     if tile_rows.shape != (problem.tiles, problem.tile_size):
         raise ValueError(
             f"tile_rows must have shape {(problem.tiles, problem.tile_size)}, got {tile_rows.shape}"
         )
-    for b, expected in enumerate(problem.block_rows):
-        packed = tile_rows[problem.tile_block == b]
-        if not np.array_equal(np.sort(packed[packed >= 0]), expected):
-            raise ValueError(f"tile_rows is not a bijection of the kept rows of block {b}")
+    _check_ids("tile_rows", tile_rows, "row", problem.rows)
+    ends = np.cumsum(problem.blocks)
+    for b, (end, count) in enumerate(zip(ends, problem.kept_rows, strict=True)):
+        packed = np.sort(tile_rows[problem.tile_block == b], axis=None)
+        packed = packed[packed >= 0]
+        name = f"tile_rows is no bijection of the kept rows of block {b}"
+        if len(packed) != count:
+            raise ValueError(f"{name}: it holds {len(packed)} of {count}")
+        if packed[0] < end - problem.blocks[b] or packed[-1] >= end:
+            raise ValueError(f"{name}: it holds a row of another block")
+        if isinstance(problem, Problem) and not np.array_equal(packed, problem.block_rows[b]):
+            raise ValueError(f"{name}: it holds a row that is pruned as a whole")
 
 
-def _check_budget(problem: Problem, sizes: Sequence[int]) -> None:
+def _check_budget(problem: Geometry, sizes: Sequence[int]) -> None:
+    most = problem.padded_columns // problem.pattern.m
+    if max(sizes) > most:
+        raise ValueError(f"a tile keeps {max(sizes)} groups; its columns make at most {most}")
     if sum(sizes) != problem.total_groups:
         raise ValueError(f"groups must sum to {problem.total_groups}, got {sum(sizes)}")
     if problem.pattern.allocation != "global" and set(sizes) != {problem.groups_per_tile}:
         raise ValueError(f"every tile must keep {problem.groups_per_tile} groups, got {sizes}")
 
 
-def _check_shared_order(problem: Problem, arrangement: Arrangement) -> None:
+def _check_shared_order(problem: Geometry, arrangement: Arrangement) -> None:
     pattern = problem.pattern
     shape: tuple[int, ...] = (problem.padded_columns,)
     if problem.orders > 1:

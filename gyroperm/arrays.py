@@ -25,6 +25,8 @@ def to_numpy(array: Any, name: str = "weights") -> NDArray[np.floating]:
         If this is no array, or its elements are not real numbers.
     """
     host = _to_host(array, name)
+    if host.dtype.names:
+        raise TypeError(_not_real(name, host))
     if host.dtype.kind == "V" or host.dtype.name == "bfloat16":
         # ml_dtypes registers bfloat16 and the fp8 kinds as void-like types that cast to float32.
         try:

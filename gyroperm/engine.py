@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm import measures
+from gyroperm.arguments import checked_duration, checked_integer
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
 from gyroperm.pattern import Pattern
@@ -122,12 +123,11 @@ def solve(
     from gyroperm.solvers import registry
 
     pattern = _pattern(pattern, n, m, vec_ratio, vec_size)
-    if groups < 1 or int(groups) != groups:
-        raise ValueError(f"groups must be an integer of at least 1, got {groups!r}")
-    problem, view = _problem(weights, saliency, pattern, int(groups), normalize)
+    groups = checked_integer("groups", groups, 1)
+    problem, view = _problem(weights, saliency, pattern, groups, normalize)
     found = registry.get(method)
     checked_options = found.make_options(options)
-    seed = _checked_seed(seed)
+    seed = checked_integer("seed", seed, 0)
     start = _checked_initial(initial, problem, view)
     return _run(
         problem,
@@ -187,6 +187,9 @@ def _problem(
     if normalize:
         saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
     problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(problem.saliency.sum(dtype=np.float64)):
+            raise ValueError("saliency is so large that its sum overflows float64; scale it down")
     return problem, view
 
 
@@ -211,20 +214,12 @@ def _saliencies(
     return arrays
 
 
-def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
-    return int(seed)
-
-
 def _checked_threads(threads: int | None) -> int:
     from gyroperm.solvers.parallel import default_threads
 
     if threads is None:
         return default_threads()
-    if isinstance(threads, bool) or int(threads) != threads or threads < 1:
-        raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
-    return int(threads)
+    return checked_integer("threads", threads, 1)
 
 
 def _combined_stop(stop: Stop | None, time_limit: float | None) -> Stop | None:
@@ -232,7 +227,7 @@ def _combined_stop(stop: Stop | None, time_limit: float | None) -> Stop | None:
         raise TypeError(f"stop must be callable, got {type(stop).__name__}")
     if time_limit is None:
         return stop
-    limit = TimeLimit(time_limit)
+    limit = TimeLimit(checked_duration("time_limit", time_limit))
     return limit if stop is None else limit | stop
 
 
@@ -276,6 +271,8 @@ def _run(
         search = Search(problem, seed=seed, threads=threads, stop=stop, initial=start, progress=bar)
         found = method.solve(search, options)
         seconds = search.seconds
+    # Whoever registers a method hears of a wrong answer, also of one that keeps little.
+    found.check(problem)
     # A method may end below where it began; what is returned never does.
     candidates = [found, identity] if start is None else [found, start, identity]
     values = [_value(problem, candidate) for candidate in candidates]

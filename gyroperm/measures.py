@@ -94,7 +94,12 @@ def output_error(
         If shapes differ, or not exactly one of ``activations`` and ``gram`` is given.
     """
     dense = np.asarray(weights, dtype=np.float64)
-    error = dense - np.asarray(pruned, dtype=np.float64)
+    kept = np.asarray(pruned, dtype=np.float64)
+    if dense.ndim != 2 or kept.shape != dense.shape:
+        raise ValueError(
+            f"weights and pruned must be matrices of one shape, got {dense.shape} and {kept.shape}"
+        )
+    error = dense - kept
     if (activations is None) == (gram is None):
         raise ValueError("give exactly one of activations and gram")
     if activations is not None:

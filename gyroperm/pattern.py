@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gyroperm.arguments import checked_integer, is_number
+
 Allocation = Literal["uniform", "window", "global"]
 
 ALLOCATIONS: tuple[str, ...] = ("uniform", "window", "global")
@@ -14,17 +16,10 @@ ALLOCATIONS: tuple[str, ...] = ("uniform", "window", "global")
 _ROUNDING = 1e-9
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-    return int(value)
-
-
 def _ratio(name: str, value: Any) -> float:
-    value = float(value)
-    if not 0.0 <= value < 1.0:
+    if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-    return value
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -82,12 +77,12 @@ class Pattern:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "m", _integer("m", self.m, 1))
-        set_(self, "n", _integer("n", self.n, 1))
+        set_(self, "m", checked_integer("m", self.m, 1))
+        set_(self, "n", checked_integer("n", self.n, 1))
         if self.n > self.m:
             raise ValueError(f"n must be at most m, got n={self.n}, m={self.m}")
         if self.vec_size is not None:
-            set_(self, "vec_size", _integer("vec_size", self.vec_size, 1))
+            set_(self, "vec_size", checked_integer("vec_size", self.vec_size, 1))
         set_(self, "vec_ratio", _ratio("vec_ratio", self.vec_ratio))
         set_(self, "row_ratio", _ratio("row_ratio", self.row_ratio))
         if self.allocation not in ALLOCATIONS:
@@ -104,7 +99,7 @@ class Pattern:
     def _check_window(self) -> None:
         if self.window is None:
             raise ValueError('allocation="window" needs window, the columns of a window')
-        object.__setattr__(self, "window", _integer("window", self.window, self.m))
+        object.__setattr__(self, "window", checked_integer("window", self.window, self.m))
         kept = self.window * (1.0 - self.vec_ratio)
         if abs(kept - round(kept)) > _ROUNDING * self.window or round(kept) < 1:
             raise ValueError(
@@ -135,13 +130,13 @@ class Pattern:
     @classmethod
     def vnm(cls, V: int, N: int, M: int) -> Pattern:
         """V:N:M (VENOM): 4 vectors of every M columns, then N of those 4; 4 <= M."""
-        M = _integer("M", M, 4)
+        M = checked_integer("M", M, 4)
         return cls(n=N, m=4, vec_size=V, vec_ratio=1.0 - 4.0 / M, allocation="window", window=M)
 
     @classmethod
     def vector_nm(cls, N: int, M: int, L: int) -> Pattern:
         """Vector-wise N:M (NM-SpMM): N whole vectors of L rows out of every M columns."""
-        M, N = _integer("M", M, 1), _integer("N", N, 1)
+        M, N = checked_integer("M", M, 1), checked_integer("N", N, 1)
         if N > M:
             raise ValueError(f"N must be at most M, got N={N}, M={M}")
         return cls(n=1, m=1, vec_size=L, vec_ratio=1.0 - N / M, allocation="window", window=M)

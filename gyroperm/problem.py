@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.geometry import Geometry, checked_blocks
 from gyroperm.pattern import Pattern
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Geometry):
     """A permutation problem in matrix form.
 
     Parameters
@@ -37,92 +38,38 @@ class Problem:
 
     saliency: NDArray[np.floating]
     pattern: Pattern
-    blocks: tuple[int, ...] = field(default=())
+    blocks: tuple[int, ...] = ()
     orders: int = 1
 
     def __post_init__(self) -> None:
         if self.saliency.ndim != 2 or not self.saliency.size:
             raise ValueError(f"saliency must be a non-empty matrix, got {self.saliency.shape}")
-        if not self.blocks:
-            object.__setattr__(self, "blocks", (self.rows,))
-        if sum(self.blocks) != self.rows or min(self.blocks) < 1:
-            raise ValueError(f"blocks={self.blocks} must be positive and sum to {self.rows} rows")
-        if self.orders not in (1, len(self.blocks)):
-            raise ValueError(f"orders must be 1 or {len(self.blocks)}, got {self.orders}")
-        if self.pattern.is_plain and self.orders != len(self.blocks):
-            # One tile of all rows: blocks that share the order share the tile.
-            object.__setattr__(self, "blocks", (self.rows,))
+        blocks = checked_blocks(self.pattern, self.rows, self.blocks, self.orders)
+        object.__setattr__(self, "blocks", blocks)
         self.pattern.kept_columns(self.columns)
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> int:  # type: ignore[override]
         """R, the rows of the matrix (output channels)."""
         return self.saliency.shape[0]
 
     @property
-    def columns(self) -> int:
+    def columns(self) -> int:  # type: ignore[override]
         """C, the columns of the matrix (input channels)."""
         return self.saliency.shape[1]
-
-    @cached_property
-    def padded_columns(self) -> int:
-        """C rounded up to whole groups or windows; the columns beyond C are virtual."""
-        return self.pattern.padded_columns(self.columns)
-
-    @cached_property
-    def tile_size(self) -> int:
-        """V, the rows of a tile (the largest block, where a tile is all rows)."""
-        return self.pattern.vec_size or max(len(rows) for rows in self.block_rows)
 
     @cached_property
     def block_rows(self) -> tuple[NDArray[np.int32], ...]:
         """For each block the rows that are kept, ascending (all of them unless row_ratio > 0)."""
         result = []
         start = 0
-        for count in self.blocks:
-            keep = self.pattern.kept_rows(count)
+        for count, keep in zip(self.blocks, self.kept_rows, strict=True):
             # Only the order of the sums matters, and ties keep the earlier row.
             sums = self.saliency[start : start + count].sum(axis=1, dtype=np.float64)
             chosen = np.sort(np.argsort(-sums, kind="stable")[:keep]) + start
             result.append(chosen.astype(np.int32))
             start += count
         return tuple(result)
-
-    @cached_property
-    def block_tiles(self) -> tuple[int, ...]:
-        """The number of tiles of each block."""
-        return tuple(math.ceil(len(rows) / self.tile_size) for rows in self.block_rows)
-
-    @cached_property
-    def tile_block(self) -> NDArray[np.int32]:
-        """The block of each tile, shape (T,)."""
-        counts = np.asarray(self.block_tiles)
-        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-
-    @cached_property
-    def tile_order(self) -> NDArray[np.int32]:
-        """The column order that each tile follows, shape (T,); all 0 if there is one order."""
-        return self.tile_block if self.orders > 1 else np.zeros_like(self.tile_block)
-
-    @property
-    def tiles(self) -> int:
-        """T, the number of tiles."""
-        return len(self.tile_block)
-
-    @cached_property
-    def kept_columns(self) -> int:
-        """K, the kept vectors of a tile (of an average tile, where K is ragged)."""
-        return self.pattern.kept_columns(self.columns)
-
-    @property
-    def groups_per_tile(self) -> int:
-        """G = K / m (of an average tile, where K is ragged)."""
-        return self.kept_columns // self.pattern.m
-
-    @property
-    def total_groups(self) -> int:
-        """The groups of all tiles together, which every allocation keeps fixed."""
-        return self.groups_per_tile * self.tiles
 
     @cached_property
     def search_saliency(self) -> NDArray[np.float32]:

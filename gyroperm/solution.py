@@ -77,13 +77,14 @@ class Solution:
     seconds: float
     view: WeightView
     history: tuple[tuple[float, float], ...] = ()
-    _matrix_mask: NDArray[np.bool_] = field(repr=False, default=None)  # type: ignore[assignment]
+    _matrix_mask: NDArray[np.bool_] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_matrix_mask", self.view.matrix(self._masks))
         self._matrix_mask.setflags(write=False)
         for mask in self._masks:
             mask.setflags(write=False)
+        self.arrangement.check(self.view.layout(self.pattern))
         _check_mask(self.arrangement, self._matrix_mask, self.pattern.n)
 
     @property
@@ -172,7 +173,7 @@ class Solution:
         """
         matrix = self._matrix(weights)
         if self._one_matrix:
-            return _gather(matrix, np.arange(matrix.shape[0]), self.groups[0].reshape(-1))
+            return _gather(matrix, self.tile_rows[0], self.groups[0].reshape(-1))
         return [
             _gather(matrix, rows, groups.reshape(-1))
             for rows, groups in zip(self.tile_rows, self.groups, strict=True)
@@ -204,6 +205,7 @@ class Solution:
         given = list(weights) if self.view.listed else [weights]
         if len(given) != len(self.view.shapes):
             raise ValueError(f"weights must hold {len(self.view.shapes)} arrays, got {len(given)}")
+        given = [w if hasattr(w, "shape") else to_numpy(w) for w in given]
         for array, shape in zip(given, self.view.shapes, strict=True):
             if tuple(array.shape) != shape:
                 raise ValueError(f"weights must have shape {shape}, got {tuple(array.shape)}")
@@ -258,17 +260,17 @@ class Solution:
             If this is no such file, or one of a schema that this version does not know.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file.files}
-        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
+            stored = _read_arrays(path)
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
             raise ValueError(f"{path} is no gyroperm solution: {error}") from error
-        if "schema" not in stored:
-            raise ValueError(f"{path} is no gyroperm solution: it has no schema version")
         if int(stored["schema"]) != SCHEMA:
             raise ValueError(
                 f"{path} has schema {int(stored['schema'])}; this version reads schema {SCHEMA}"
             )
-        return cls._from_stored(stored)
+        try:
+            return cls._from_stored(stored)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{path} is a damaged gyroperm solution: {error!r}") from error
 
     @classmethod
     def _from_stored(cls, stored: dict[str, NDArray[Any]]) -> Solution:
@@ -281,7 +283,7 @@ class Solution:
             tuple(np.split(stored["groups"], ends)),
             stored.get("col_order"),
         )
-        shape = sum(view.row_counts), view._matrix_shape(view.shapes[0])[1]
+        shape = sum(view.row_counts), view.columns
         bits = np.unpackbits(stored["mask_bits"], count=shape[0] * shape[1])
         masks = view.split(bits.astype(np.bool_).reshape(shape))
         return cls(
@@ -343,6 +345,17 @@ _SCALARS = (
     "seed",
     "seconds",
 )
+
+
+def _read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it is a bare array")
+    with file:
+        stored = {name: file[name] for name in file.files}
+    if "schema" not in stored:
+        raise ValueError("it has no schema version")
+    return stored
 
 
 def _gather(

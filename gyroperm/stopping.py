@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gyroperm.arguments import checked_duration, checked_integer
+
 
 @dataclass(frozen=True)
 class SearchState:
@@ -94,9 +96,7 @@ class TimeLimit(Criterion):
     """Stop after so many seconds, compilation excluded."""
 
     def __init__(self, seconds: float) -> None:
-        if not seconds >= 0:
-            raise ValueError(f"seconds must not be negative, got {seconds!r}")
-        self.seconds = float(seconds)
+        self.seconds = checked_duration("seconds", seconds)
 
     def __call__(self, state: SearchState) -> bool:
         return state.seconds >= self.seconds
@@ -109,9 +109,7 @@ class MaxRounds(Criterion):
     """Stop after so many rounds; the same number gives the same answer on any machine."""
 
     def __init__(self, rounds: int) -> None:
-        if not rounds >= 0:
-            raise ValueError(f"rounds must not be negative, got {rounds!r}")
-        self.rounds = int(rounds)
+        self.rounds = checked_integer("rounds", rounds, 0)
 
     def __call__(self, state: SearchState) -> bool:
         return state.rounds >= self.rounds
@@ -124,9 +122,7 @@ class NoImprovement(Criterion):
     """Stop after so many rounds in a row that brought nothing."""
 
     def __init__(self, rounds: int) -> None:
-        if not rounds >= 1:
-            raise ValueError(f"rounds must be at least 1, got {rounds!r}")
-        self.rounds = int(rounds)
+        self.rounds = checked_integer("rounds", rounds, 1)
 
     def __call__(self, state: SearchState) -> bool:
         return state.stale_rounds >= self.rounds

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.geometry import Layout, checked_blocks
 from gyroperm.pattern import Pattern
 
 
@@ -71,6 +72,11 @@ class WeightView:
         return tuple(self._matrix_shape(shape)[0] for shape in self.shapes)
 
     @property
+    def columns(self) -> int:
+        """The matrix's columns, C."""
+        return self._matrix_shape(self.shapes[0])[1]
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """Matrix rows that may share a tile: each weight's, or each convolution group's."""
         return tuple(
@@ -81,6 +87,12 @@ class WeightView:
     def orders(self) -> int:
         """How many column orders there are, where the pattern has a shared one."""
         return self.conv_groups
+
+    def layout(self, pattern: Pattern) -> Layout:
+        """The geometry of a pattern on this matrix."""
+        rows = sum(self.row_counts)
+        blocks = checked_blocks(pattern, rows, self.blocks, self.orders)
+        return Layout(pattern, rows, self.columns, blocks, self.orders)
 
     def matrix(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Stack weights (or saliencies, or masks) of these shapes into the matrix."""

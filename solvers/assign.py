@@ -261,7 +261,7 @@ def _window_cells(
     for o, columns in enumerate(np.atleast_2d(order)):
         mine = scores[problem.tile_order == o]
         groups = columns.reshape(-1, problem.pattern.window)
-        scaled = mine / (mine.max() or 1.0)
+        scaled = np.ldexp(mine, -int(np.frexp(mine.max())[1]))
         cells.append(
             make_cell(scaled.astype(np.float32), np.arange(len(mine), dtype=np.int32), groups)
         )

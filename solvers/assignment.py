@@ -1,4 +1,4 @@
-"""Linear assignment by OR-Tools."""
+"""Linear assignment and balanced transport by OR-Tools."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from ortools.graph.python import linear_sum_assignment
+from ortools.graph.python import linear_sum_assignment, min_cost_flow
 
 # OR-Tools takes integer costs, and refuses costs whose range times (k + 1) overflows 64 bits.
 # Gains are scaled so that their range is 2^30: ten times finer than float32 gains are exact.
@@ -17,6 +17,15 @@ _RANGE_BITS = 30
 def _all_pairs(size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     nodes = np.arange(size, dtype=np.int32)
     return np.repeat(nodes, size), np.tile(nodes, size)
+
+
+def _integer_costs(gain: NDArray[np.floating]) -> NDArray[np.int64]:
+    low, high = float(gain.min()), float(gain.max())
+    if not np.isfinite(high - low):
+        raise ValueError(f"gain must be finite, got values from {low} to {high}")
+    # A power of two, so that scaled gains give the same assignment.
+    scale = 2.0 ** (_RANGE_BITS - np.frexp(high - low)[1])
+    return np.rint((high - gain.astype(np.float64)) * scale).astype(np.int64)
 
 
 def max_assignment(gain: NDArray[np.floating]) -> NDArray[np.int32]:
@@ -43,14 +52,9 @@ def max_assignment(gain: NDArray[np.floating]) -> NDArray[np.int32]:
     size = len(gain)
     if gain.shape != (size, size):
         raise ValueError(f"gain must be square, got shape {gain.shape}")
-    low, high = float(gain.min()), float(gain.max())
-    if not np.isfinite(high - low):
-        raise ValueError(f"gain must be finite, got values from {low} to {high}")
-    if high == low:
+    cost = _integer_costs(gain)
+    if not cost.any():
         return np.arange(size, dtype=np.int32)
-    # A power of two, so that scaled gains give the same assignment.
-    scale = 2.0 ** (_RANGE_BITS - np.frexp(high - low)[1])
-    cost = np.rint((high - gain.astype(np.float64)) * scale).astype(np.int64)
     left, right = _all_pairs(size)
     solver = linear_sum_assignment.SimpleLinearSumAssignment()
     solver.add_arcs_with_cost(left, right, cost.reshape(-1))
@@ -62,3 +66,59 @@ def max_assignment(gain: NDArray[np.floating]) -> NDArray[np.int32]:
         )
     mates = [solver.right_mate(item) for item in range(size)]
     return np.array(mates, dtype=np.int32)
+
+
+def max_transport(
+    gain: NDArray[np.floating], capacity: int, *, choices: NDArray[np.integer] | None = None
+) -> NDArray[np.int32]:
+    """Put each item into a bin, ``capacity`` items in each, for the largest total gain.
+
+    A minimum-cost flow from items to bins; an assignment to ``capacity`` copies of every bin has
+    the same optimum but so many times the arcs, and took 15 times as long for 768 items in 48
+    bins.
+
+    Parameters
+    ----------
+    gain : ndarray of float, shape (items, bins)
+        Finite; ``items`` must be ``bins * capacity``. Optimal to within
+        ``items * range * 2**-30``, as :func:`max_assignment`.
+    capacity : int
+    choices : ndarray of int, shape (items, k), optional
+        The only bins each item may go to; all by default. Some solution must exist.
+
+    Returns
+    -------
+    ndarray of int32, shape (items,)
+        The bin of each item.
+
+    Raises
+    ------
+    ValueError
+        If gains are not finite, or items do not fill the bins.
+    RuntimeError
+        If OR-Tools refuses the problem; names the range of the scaled costs.
+    """
+    items, bins = gain.shape
+    if items != bins * capacity:
+        raise ValueError(f"{items} items do not fill {bins} bins of {capacity}")
+    cost = _integer_costs(gain)
+    if choices is None:
+        choices = np.broadcast_to(np.arange(bins), (items, bins))
+    heads = choices.reshape(-1).astype(np.int64)
+    tails = np.repeat(np.arange(items), choices.shape[1])
+    flow = min_cost_flow.SimpleMinCostFlow()
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(
+        tails, items + heads, np.ones(len(heads), dtype=np.int64), cost[tails, heads]
+    )
+    supplies = np.concatenate([np.ones(items), np.full(bins, -capacity)]).astype(np.int64)
+    flow.set_nodes_supplies(np.arange(items + bins), supplies)
+    status = flow.solve()
+    if status != flow.OPTIMAL:
+        raise RuntimeError(
+            f"OR-Tools answered {status} to a flow of {items} items into {bins} bins with costs "
+            f"from 0 to {cost.max()}"
+        )
+    used = flow.flows(arcs) > 0
+    result = np.empty(items, dtype=np.int32)
+    result[tails[used]] = heads[used]
+    return result

@@ -40,6 +40,18 @@ class Cell:
     stale: int = 0
     unit: float = 0.0
     value: float = 0.0
+    _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
+
+    def remember(self) -> None:
+        """Keep a copy of the columns if they have never kept more; annealing may leave them."""
+        if self._best is None or self.value > self._best[0]:
+            self._best = self.value, self.groups.copy(), self.pool.copy()
+
+    def recall(self) -> None:
+        """Go back to the best columns remembered."""
+        if self._best is not None and self._best[0] > self.value:
+            self.value, self.groups, self.pool = self._best
+        self._best = None
 
 
 def tile_columns(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -97,6 +109,7 @@ def arrange_columns(
     for cell in cells:
         cell.value = _value(cell.X, cell.groups, n)
         cell.stale = 0
+        cell.remember()
     for cell in active:
         cell.unit = _unit(cell, n, search.random(stream, 0, index[id(cell)]))
     sweep = 0
@@ -108,9 +121,13 @@ def arrange_columns(
         ]
         _collect(_run(search, jobs, n, temperature, noise))
         sweep += 1
+        for cell in active:
+            cell.remember()
         search.record(sum(cell.value for cell in cells) if records else None)
         if temperature == 0.0:
             active = [cell for cell in active if cell.stale < patience]
+    for cell in cells:
+        cell.recall()
 
 
 def _run(

@@ -105,7 +105,7 @@ def names() -> list[str]:
 
 def get(name: str) -> Method:
     """The method of a name or alias; ValueError lists the known."""
-    key = _aliases.get(name, name)
+    key = _aliases.get(name, name) if isinstance(name, str) else str(name)
     if key not in _methods and key in _SHIPPED:
         importlib.import_module(_SHIPPED[key])
     if key not in _methods:

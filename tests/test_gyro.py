@@ -11,7 +11,8 @@ import naive
 from gyroperm import MaxRounds, Pattern, solve
 from gyroperm.problem import Problem
 from gyroperm.solvers import Search, registry
-from gyroperm.solvers.gyro import GyroOptions, _balanced_clusters, _max_transport
+from gyroperm.solvers.assignment import max_transport
+from gyroperm.solvers.gyro import GyroOptions, _balanced_clusters
 from gyroperm.solvers.kernels.gyro import join_thresholds, kept_by_tile
 
 PATTERNS = {
@@ -167,7 +168,7 @@ def test_it_starts_where_it_is_told_to():
 def test_threads_change_nothing(pattern, monkeypatch):
     # Small scores would not be spread over threads otherwise.
     monkeypatch.setattr("gyroperm.solvers.gyro._TERMS_WORTH_THREADS", 0)
-    monkeypatch.setattr("gyroperm.solvers.gyro._VECTORS_PER_PIECE", 3)
+    monkeypatch.setattr("gyroperm.solvers.gyro._GROUPS_PER_PIECE", 3)
     problem = Problem(np.random.default_rng(7).gamma(0.5, size=(24, 40)), pattern)
     one, two = (gyro(problem, seed=8, threads=threads)[0] for threads in (1, 2))
     assert np.array_equal(one.tile_rows, two.tile_rows)
@@ -253,7 +254,7 @@ def test_the_transport_is_optimal():
     rng = np.random.default_rng(13)
     for _ in range(5):
         gain = rng.standard_normal((6, 3)).astype(np.float32)
-        labels = _max_transport(gain, 2)
+        labels = max_transport(gain, 2)
         assert np.bincount(labels).tolist() == [2, 2, 2]
         best = max(
             sum(float(gain[i, k]) for k, pair in enumerate(order) for i in pair)

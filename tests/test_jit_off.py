@@ -13,7 +13,7 @@ import pytest
 METHODS = ("identity", "gyro", "assign")
 
 # Annealing takes another path after a difference in the last bit; descents do not.
-OPTIONS = {"assign": {"anneal": False}}
+OPTIONS = {"assign": {"anneal": False, "power": 1.0}}
 
 
 def _matrix(rows: int, columns: int, seed: int) -> np.ndarray:

@@ -34,8 +34,8 @@ def test_each_criterion_stops_at_its_limit(criterion, before, after):
     [
         (lambda: TimeLimit(-1), "seconds must not be negative"),
         (lambda: TimeLimit(math.nan), "seconds must not be negative"),
-        (lambda: MaxRounds(-1), "rounds must not be negative"),
-        (lambda: NoImprovement(0), "rounds must be at least 1"),
+        (lambda: MaxRounds(-1), "rounds must be an integer of at least 0"),
+        (lambda: NoImprovement(0), "rounds must be an integer of at least 1"),
     ],
 )
 def test_limits_out_of_range_are_refused(make, message):
