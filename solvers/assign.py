@@ -34,7 +34,8 @@ class AssignOptions:
         Cool down from ``hot`` to ``cold`` before descending; False only descends. A start from
         ``initial`` only descends.
     hot, cold : float
-        First and last temperature of the columns, in units of the spread of the gains.
+        The share of released columns that go elsewhere when annealing begins and ends, in
+        (0, 1); the temperature follows from it.
     row_hot, row_cold : float
         The same for the rows.
     row_rounds, column_rounds : int
@@ -55,21 +56,21 @@ class AssignOptions:
 
     anneal: bool = True
     hot: float = 0.3
-    cold: float = 0.03
-    row_hot: float = 0.05
-    row_cold: float = 0.005
+    cold: float = 0.02
+    row_hot: float = 0.3
+    row_cold: float = 0.02
     row_rounds: int = 50
     column_rounds: int = 40
     row_share: float = 0.3
     patience: int = 30
-    block_groups: int = 64
+    block_groups: int = 192
     power: float = 2.0
 
     def __post_init__(self) -> None:
         for of in ("", "row_"):
             hot, cold = getattr(self, f"{of}hot"), getattr(self, f"{of}cold")
-            if not hot >= cold > 0:
-                raise ValueError(f"{of}hot >= {of}cold > 0 is needed, got {hot} and {cold}")
+            if not 1 > hot >= cold > 0:
+                raise ValueError(f"1 > {of}hot >= {of}cold > 0 is needed, got {hot} and {cold}")
         for name in ("row_rounds", "column_rounds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.solvers.cooling import Phase, gumbel_noise
-from gyroperm.solvers.kernels.grouping import assignment_moves, gain_scale, group_values
+from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
+from gyroperm.solvers.kernels.grouping import assignment_moves, group_values
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.search import Search
 
@@ -38,8 +38,8 @@ class Cell:
     groups: NDArray[np.int32]
     pool: NDArray[np.int32]
     stale: int = 0
-    unit: float = 0.0
     value: float = 0.0
+    thermostat: Thermostat = field(default_factory=Thermostat)
     _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
 
     def remember(self) -> None:
@@ -96,7 +96,7 @@ def arrange_columns(
     n : int
         How many of each group of m each row keeps.
     phase : Phase
-        Its share of the search, and the temperatures.
+        Its share of the search, and how much moves when.
     patience, block_groups : int
     stream : int
         Names the random stream.
@@ -110,28 +110,29 @@ def arrange_columns(
         cell.value = _value(cell.X, cell.groups, n)
         cell.stale = 0
         cell.remember()
-    for cell in active:
-        cell.unit = _unit(cell, n, search.random(stream, 0, index[id(cell)]))
     sweep = 0
-    while active and (temperature := phase.next_temperature()) is not None:
+    while active and (target := phase.next_target()) is not None:
         jobs = [
             job
             for cell in active
             for job in _deal(cell, block_groups, search.random(stream, 1, index[id(cell)], sweep))
         ]
-        _collect(_run(search, jobs, n, temperature, noise))
+        _collect(_run(search, jobs, n, target > 0.0, noise))
+        if target > 0.0:
+            for cell in active:
+                cell.thermostat.steer(target)
         sweep += 1
         for cell in active:
             cell.remember()
         search.record(sum(cell.value for cell in cells) if records else None)
-        if temperature == 0.0:
+        if target == 0.0:
             active = [cell for cell in active if cell.stale < patience]
     for cell in cells:
         cell.recall()
 
 
 def _run(
-    search: Search, jobs: list[_Job], n: int, temperature: float, noise: NDArray[np.float32]
+    search: Search, jobs: list[_Job], n: int, annealed: bool, noise: NDArray[np.float32]
 ) -> list[_Job]:
     """Run jobs on all threads; returns those that were run before the search was stopped."""
     batch = _BATCH * search.threads
@@ -139,7 +140,7 @@ def _run(
         if first and search.stopped():
             return jobs[:first]
         part = jobs[first : first + batch]
-        parallel_map(lambda job: job.run(n, temperature, noise), part, search.threads)
+        parallel_map(lambda job: job.run(n, annealed, noise), part, search.threads)
     return jobs
 
 
@@ -155,12 +156,6 @@ def _value(X: NDArray[np.float32], groups: NDArray[np.int32], n: int) -> float:
     return float(values.sum())
 
 
-def _unit(cell: Cell, n: int, random: np.random.Generator) -> float:
-    some = np.sort(random.permutation(len(cell.groups))[:64])
-    state = random.integers(0, 2**64, size=1, dtype=np.uint64)
-    return float(gain_scale(cell.X, cell.groups[some], cell.pool[:256], n, state))
-
-
 @dataclass(eq=False)
 class _Job:
     """A block of a cell's groups and its part of the pool, moved on its own."""
@@ -171,25 +166,28 @@ class _Job:
     pool_places: NDArray[np.intp]
     pool: NDArray[np.int32]
     state: NDArray[np.uint64]
+    moved: int = 0
+    released: int = 0
     stale_moves: int = 0
     value_before: float = 0.0
     value: float = 0.0
 
-    def run(self, n: int, temperature: float, noise: NDArray[np.float32]) -> None:
+    def run(self, n: int, annealed: bool, noise: NDArray[np.float32]) -> None:
         G = len(self.groups)
         self.value_before = _value(self.cell.X, self.groups, n)
         cost = G * (G + len(self.pool)) * (self.cell.X.shape[1] / 20 + 8)
         moves = min(_MAX_MOVES, max(_MIN_MOVES, int(_CALL_NS / cost)))
-        _, stale = assignment_moves(
+        _, stale, self.moved = assignment_moves(
             self.cell.X,
             self.groups,
             self.pool,
             n,
             moves,
-            temperature * self.cell.unit,
+            self.cell.thermostat.temperature if annealed else 0.0,
             noise,
             self.state,
         )
+        self.released = moves * G
         # Whether the whole call brought nothing, and how long that call was.
         self.stale_moves = moves if stale >= moves else 0
         self.value = _value(self.cell.X, self.groups, n)
@@ -215,5 +213,6 @@ def _collect(jobs: list[_Job]) -> None:
             cell.groups[job.chosen] = job.groups
             cell.pool[job.pool_places] = job.pool
             cell.value += job.value - job.value_before
+            cell.thermostat.count(job.moved, job.released)
         fewest = min(job.stale_moves for job in done)
         cell.stale = cell.stale + fewest if fewest else 0

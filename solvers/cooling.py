@@ -1,4 +1,4 @@
-"""The temperature of an annealed search, over whatever time or rounds it is given."""
+"""How warm an annealed search is, over whatever time or rounds it is given."""
 
 from __future__ import annotations
 
@@ -19,12 +19,50 @@ def gumbel_noise() -> NDArray[np.float32]:
     return (values - values.mean()).astype(np.float32)
 
 
+# How fast a thermostat follows, and the most it changes in a round.
+_RESPONSE = 0.3
+_SLOWEST, _FASTEST = 0.7, 1.4
+
+
+class Thermostat:
+    """Sets a temperature by its effect: the share of released items that go elsewhere.
+
+    The temperature at which a search freezes differs by orders of magnitude between matrices of
+    equal and of heavy-tailed column scales; the share of moves does not. Cooling by that share
+    also lingers where freezing happens, since there the share falls steeply.
+
+    Attributes
+    ----------
+    temperature : float
+        In spreads of the gains (``gain_spreads``).
+    """
+
+    def __init__(self) -> None:
+        self.temperature = 0.3
+        self._moved = 0
+        self._released = 0
+
+    def count(self, moved: int, released: int) -> None:
+        """Note how many of the released items went elsewhere."""
+        self._moved += moved
+        self._released += released
+
+    def steer(self, target: float) -> None:
+        """Warm up or cool down towards a share of moves of ``target``."""
+        share = max(self._moved, 0.5) / max(self._released, 1)
+        change = (target / share) ** _RESPONSE
+        self.temperature *= min(_FASTEST, max(_SLOWEST, change))
+        self._moved = self._released = 0
+
+
 # The part of a phase that is annealed; what is left is for the descent.
 _ANNEALED = 0.85
 
 
 class Phase:
     """A share of a search: geometric cooling from ``hot`` to ``cold``, then descent.
+
+    Both are shares of released items that move elsewhere; see :class:`Thermostat`.
 
     The user's stopping criterion sets the pace where it tells how much is used up (a time limit,
     a number of rounds): the phase then takes its share of what is left. Otherwise it cools for
@@ -36,7 +74,7 @@ class Phase:
     rounds : int
         Rounds to cool for when the criterion does not tell; 0 only descends.
     hot, cold : float
-        The first and the last temperature, relative to the scale of the gains.
+        The first and the last share of released items that move, in (0, 1).
     share : float
         How much of what is left of the search to use, in (0, 1].
     """
@@ -51,8 +89,8 @@ class Phase:
         self._begin = search.progress()
         self._room = 0.0 if self._begin is None else share * (1.0 - self._begin)
 
-    def next_temperature(self) -> float | None:
-        """The temperature of the next round, 0 for descent; None when the phase is over."""
+    def next_target(self) -> float | None:
+        """The share of moves to aim for next, 0 for descent; None when the phase is over."""
         if self._search.stopped():
             return None
         used, cooled = self._used()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm.problem import Problem
-from gyroperm.solvers.cooling import Phase, gumbel_noise
+from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
 from gyroperm.solvers.kernels.rows import row_moves
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.search import Search
@@ -26,7 +26,7 @@ class _Block:
     windows: NDArray[np.int32]
     kept: int
     state: NDArray[np.uint64]
-    unit: float
+    thermostat: Thermostat = field(default_factory=Thermostat)
     stale: int = 0
 
 
@@ -53,7 +53,7 @@ def arrange_rows(
     col_order : ndarray of int32 or None
         The shared order of a windowed pattern.
     phase : Phase
-        Its share of the search, and the temperatures.
+        Its share of the search, and how much moves when.
     patience : int
         Moves in a row without improvement that end the descent.
     stream : int
@@ -73,25 +73,29 @@ def arrange_rows(
     shared = problem.pattern.allocation == "global"
     noise = gumbel_noise()
 
-    def run(block: _Block, temperature: float) -> None:
-        _, stale = row_moves(
+    def run(block: _Block, annealed: bool) -> None:
+        _, stale, moved = row_moves(
             scores,
             block.tiles,
             block.windows,
             block.kept,
             shared,
             _MOVES,
-            temperature * block.unit,
+            block.thermostat.temperature if annealed else 0.0,
             noise,
             block.state,
         )
+        block.thermostat.count(moved, _MOVES * len(block.tiles))
         block.stale = block.stale + _MOVES if stale >= _MOVES else stale
 
     active = blocks
-    while active and (temperature := phase.next_temperature()) is not None:
-        parallel_map(partial(run, temperature=temperature), active, search.threads)
+    while active and (target := phase.next_target()) is not None:
+        parallel_map(partial(run, annealed=target > 0.0), active, search.threads)
         search.record()
-        if temperature == 0.0:
+        if target > 0.0:
+            for block in active:
+                block.thermostat.steer(target)
+        else:
             active = [block for block in active if block.stale < patience]
     return tile_rows
 
@@ -119,7 +123,5 @@ def _block(
         kept = min(problem.kept_columns, problem.columns)
     if problem.pattern.allocation == "global":
         kept = min(problem.kept_columns, problem.columns) * count
-    # A released row changes a tile's excess by about its spread over the columns.
-    unit = float(scores.std()) * np.sqrt(problem.columns)
     state = random.integers(0, 2**64, size=1, dtype=np.uint64)
-    return _Block(tiles, np.ascontiguousarray(windows), kept, state, unit)
+    return _Block(tiles, np.ascontiguousarray(windows), kept, state)

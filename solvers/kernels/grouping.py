@@ -98,16 +98,48 @@ def threshold_without(X, members, left_out, n, q):  # type: ignore[no-untyped-de
 
 
 @fast_kernel
-def add_noise(gain, temperature, noise, state):  # type: ignore[no-untyped-def]
-    """Add ``temperature * noise[random]`` to every gain; noise has 4096 entries."""
-    flat = gain.reshape(-1)
+def gain_spreads(gain, spread):  # type: ignore[no-untyped-def]
+    """How far apart each item's gains are, beyond what every assignment shares.
+
+    gain (G, A) float32; ``spread[a]`` (A,) float32 becomes the root mean square of item a's gains
+    less the mean of the item and of each slot. It is the item's unit of temperature: a few
+    columns of large saliency do not set it for all.
+    """
+    G, A = gain.shape
+    mean = np.zeros(A, dtype=np.float32)
+    for g in range(G):
+        for a in range(A):
+            mean[a] += gain[g, a]
+    overall = np.float32(0)
+    for a in range(A):
+        mean[a] /= np.float32(G)
+        overall += mean[a]
+        spread[a] = np.float32(0)
+    overall /= np.float32(A)
+    for g in range(G):
+        slot = np.float32(0)
+        for a in range(A):
+            slot += gain[g, a]
+        slot = slot / np.float32(A) - overall
+        for a in range(A):
+            rest = gain[g, a] - mean[a] - slot
+            spread[a] += rest * rest
+    for a in range(A):
+        spread[a] = np.sqrt(spread[a] / np.float32(G))
+
+
+@fast_kernel
+def add_noise(gain, spread, temperature, noise, state):  # type: ignore[no-untyped-def]
+    """Add ``temperature * spread[a] * noise[random]`` to every gain; noise has 4096 entries."""
+    G, A = gain.shape
     scale = np.float32(temperature)
     bits = np.uint64(0)
-    for i in range(len(flat)):
-        if i % 5 == 0:
-            bits = random_bits(state)
-        flat[i] += scale * noise[np.int64(bits & np.uint64(4095))]
-        bits >>= np.uint64(12)
+    for g in range(G):
+        for a in range(A):
+            if a % 5 == 0:
+                bits = random_bits(state)
+            gain[g, a] += scale * spread[a] * noise[np.int64(bits & np.uint64(4095))]
+            bits >>= np.uint64(12)
 
 
 @kernel
@@ -130,13 +162,14 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
     are assigned anew to the open places, and what is left over is the pool. It searches
     ``(G + D)! / D!`` rearrangements and is exact for the places it opened.
 
-    At a temperature above 0 every gain is perturbed by that much noise before it is assigned
-    and the outcome is kept whatever it is worth, as in simulated annealing; the noise of Gumbel
-    distribution makes each move a draw rather than a maximum. At temperature 0 a move is kept
-    only if the float64 value of the block does not fall.
+    At a temperature above 0 every gain is perturbed by noise of that many spreads before it is
+    assigned, and the outcome is kept whatever it is worth, as in simulated annealing; noise of
+    Gumbel distribution makes each move a draw rather than a maximum. At temperature 0 a move is
+    kept only if the float64 value of the block does not fall.
 
     X (C, R) float32; groups (G, m) int32; pool (D,) int32; noise (4096,) float32. Returns the
-    value gained (only known at temperature 0) and the last moves in a row that brought nothing.
+    value gained (only known at temperature 0), the last moves in a row that brought nothing, and
+    how many columns went elsewhere than they came from.
     """
     G = groups.shape[0]
     D = len(pool)
@@ -151,6 +184,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
     values = np.empty(G)
     new_values = np.empty(G)
     trial = np.empty_like(groups)
+    spread = np.empty(G + D, dtype=np.float32)
     judged = temperature <= 0.0
     if judged:
         group_values(X, groups, n, values)
@@ -158,11 +192,13 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
         released[G + d] = X[pool[d]]
     gained = 0.0
     stale = 0
+    moved = 0
     for _ in range(moves):
         open_places(X, groups, pool, n, state, place, candidates, released, Q)
         relu_gain(released, Q, gain)
         if not judged:
-            add_noise(gain, temperature, noise, state)
+            gain_spreads(gain, spread)
+            add_noise(gain, spread, temperature, noise, state)
         assign_slots(gain, chosen)
         for g in range(G):
             trial[g] = groups[g]
@@ -184,6 +220,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
         taken[:] = False
         for g in range(G):
             taken[chosen[g]] = True
+            moved += chosen[g] != g
         d = 0
         for a in range(G + D):
             if not taken[a]:
@@ -191,38 +228,4 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
                 if a != G + d:
                     released[G + d] = X[candidates[a]]
                 d += 1
-    return gained, stale
-
-
-@kernel
-def gain_scale(X, groups, pool, n, state):  # type: ignore[no-untyped-def]
-    """The spread of the gains that an assignment can still choose between.
-
-    The standard deviation of the gain matrix of one move, less the mean of each column and of
-    each group, which no assignment can change: the unit of temperature.
-    """
-    G = groups.shape[0]
-    D = len(pool)
-    R = X.shape[1]
-    candidates = np.empty(G + D, dtype=np.int32)
-    released = np.empty((G + D, R), dtype=np.float32)
-    Q = np.empty((G, R), dtype=np.float32)
-    gain = np.empty((G, G + D), dtype=np.float32)
-    place = np.empty(G, dtype=np.int64)
-    for d in range(D):
-        released[G + d] = X[pool[d]]
-    open_places(X, groups, pool, n, state, place, candidates, released, Q)
-    relu_gain(released, Q, gain)
-    total = 0.0
-    by_slot = np.zeros(G)
-    by_item = np.zeros(G + D)
-    for a in range(G + D):
-        for g in range(G):
-            by_item[a] += gain[g, a] / G
-            by_slot[g] += gain[g, a] / (G + D)
-        total += by_item[a] / (G + D)
-    spread = 0.0
-    for a in range(G + D):
-        for g in range(G):
-            spread += (gain[g, a] - by_item[a] - by_slot[g] + total) ** 2
-    return np.sqrt(spread / (G * (G + D)))
+    return gained, stale, moved

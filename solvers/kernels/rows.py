@@ -6,7 +6,7 @@ import numpy as np
 
 from gyroperm.solvers.kernels.assignment import assign_slots
 from gyroperm.solvers.kernels.gain import relu_gain
-from gyroperm.solvers.kernels.grouping import add_noise
+from gyroperm.solvers.kernels.grouping import add_noise, gain_spreads
 from gyroperm.solvers.kernels.jit import kernel
 from gyroperm.solvers.kernels.random import random_below
 
@@ -107,7 +107,7 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
     only if the exact value does not fall.
 
     Z (R + 1, C) float32, its last row zero; tiles (T, V) int32. Returns the value after the
-    moves and the last moves in a row that brought nothing.
+    moves, the last moves in a row that brought nothing, and how many rows went elsewhere.
     """
     T, V = tiles.shape
     C = Z.shape[1]
@@ -122,7 +122,9 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
     place = np.empty(T, dtype=np.int64)
     rows = np.empty(T, dtype=np.int32)
     old_sums = np.empty_like(sums)
+    spread = np.empty(T, dtype=np.float32)
     stale = 0
+    moved = 0
     for _ in range(moves):
         old_sums[:, :] = sums
         for t in range(T):
@@ -135,7 +137,8 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
                 Q[t, c] = thresholds[t, c] - sums[t, c]
         relu_gain(released, Q, gain)
         if temperature > 0.0:
-            add_noise(gain, temperature, noise, state)
+            gain_spreads(gain, spread)
+            add_noise(gain, spread, temperature, noise, state)
         assign_slots(gain, chosen)
         for t in range(T):
             for c in range(C):
@@ -152,4 +155,5 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
         value = new_value
         for t in range(T):
             tiles[t, place[t]] = rows[chosen[t]]
-    return value, stale
+            moved += chosen[t] != t
+    return value, stale, moved
