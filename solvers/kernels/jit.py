@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _drop_stale_caches() -> None:
+    """Remove compiled code that is older than any kernel.
+
+    Numba notices when a kernel's own file changes, not when a kernel it inlines does, and would
+    then run code that belongs to another version.
+    """
+    folder = Path(__file__).parent
+    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
+    for cached in folder.glob("__pycache__/*.nb[ic]"):
+        with contextlib.suppress(OSError):
+            if cached.stat().st_mtime < newest:
+                cached.unlink()
+
+
+_drop_stale_caches()
 
 
 def kernel(function: F) -> F:
