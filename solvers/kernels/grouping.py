@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gyroperm.solvers.kernels.assignment import assign_slots
+from gyroperm.solvers.kernels.copying import copy_matrix, copy_vector
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 from gyroperm.solvers.kernels.random import random_below, random_bits
@@ -149,9 +150,9 @@ def open_places(X, groups, pool, n, state, place, candidates, released, Q):  # t
     for g in range(G):
         place[g] = random_below(state, m)
         candidates[g] = groups[g, place[g]]
-        released[g] = X[candidates[g]]
+        copy_vector(X[candidates[g]], released[g])
         threshold_without(X, groups[g], place[g], n, Q[g])
-    candidates[G:] = pool
+    copy_vector(pool, candidates[G:])
 
 
 @kernel
@@ -189,7 +190,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
     if judged:
         group_values(X, groups, n, values)
     for d in range(D):
-        released[G + d] = X[pool[d]]
+        copy_vector(X[pool[d]], released[G + d])
     gained = 0.0
     stale = 0
     moved = 0
@@ -201,7 +202,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
             add_noise(gain, spread, temperature, noise, state)
         assign_slots(gain, chosen)
         for g in range(G):
-            trial[g] = groups[g]
+            copy_vector(groups[g], trial[g])
             trial[g, place[g]] = candidates[chosen[g]]
         if judged:
             group_values(X, trial, n, new_values)
@@ -215,8 +216,8 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
             if change > 0.0:
                 stale = 0
             gained += change
-            values[:] = new_values
-        groups[:, :] = trial
+            copy_vector(new_values, values)
+        copy_matrix(trial, groups)
         taken[:] = False
         for g in range(G):
             taken[chosen[g]] = True
@@ -226,6 +227,6 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
             if not taken[a]:
                 pool[d] = candidates[a]
                 if a != G + d:
-                    released[G + d] = X[candidates[a]]
+                    copy_vector(X[candidates[a]], released[G + d])
                 d += 1
     return gained, stale, moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gyroperm.solvers.kernels.assignment import assign_slots
+from gyroperm.solvers.kernels.copying import copy_matrix
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.grouping import add_noise, gain_spreads
 from gyroperm.solvers.kernels.jit import kernel
@@ -13,21 +14,33 @@ from gyroperm.solvers.kernels.random import random_below
 
 @kernel
 def top_threshold(values, count):  # type: ignore[no-untyped-def]
-    """A threshold between the ``count`` largest of a vector and the rest."""
-    if count >= len(values):
+    """The ``count``-th largest of a vector, 0 if it has no more than that; reorders the vector.
+
+    Hoare's quickselect, around the middle element.
+    """
+    low, high = 0, len(values) - 1
+    if count > high:
         return 0.0
-    ordered = np.partition(values, len(values) - count)
-    return ordered[len(values) - count]
-
-
-@kernel
-def tile_value(sums, threshold, count):  # type: ignore[no-untyped-def]
-    """The dual bound of the ``count`` largest sums: exact at their own threshold."""
-    total = threshold * count
-    for c in range(len(sums)):
-        if sums[c] > threshold:
-            total += sums[c] - threshold
-    return total
+    place = count - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break
+    return values[place]
 
 
 @kernel
@@ -39,7 +52,10 @@ def all_thresholds(sums, windows, kept, shared, thresholds):  # type: ignore[no-
     """
     T = sums.shape[0]
     if shared:
-        thresholds[:, :] = top_threshold(sums.reshape(-1), kept)
+        threshold = top_threshold(sums.copy().reshape(-1), kept)
+        for t in range(T):
+            for c in range(sums.shape[1]):
+                thresholds[t, c] = threshold
         return
     W, M = windows.shape
     window = np.empty(M)
@@ -126,7 +142,7 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
     stale = 0
     moved = 0
     for _ in range(moves):
-        old_sums[:, :] = sums
+        copy_matrix(sums, old_sums)
         for t in range(T):
             place[t] = random_below(state, V)
             rows[t] = tiles[t, place[t]]
@@ -147,7 +163,7 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
         new_value = vector_value(sums, thresholds, windows, kept, shared)
         stale += 1
         if temperature <= 0.0 and new_value < value:
-            sums[:, :] = old_sums
+            copy_matrix(old_sums, sums)
             all_thresholds(sums, windows, kept, shared, thresholds)
             continue
         if new_value > value:

@@ -1,0 +1,88 @@
+"""The most memory that a process which solves one instance occupies.
+
+In a process of its own, since memory that an earlier search returned is not given back to the
+system at once, and would be counted for the next or hide what that takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.instances import INSTANCES
+from benchmarks.machine import ROOT
+from benchmarks.quality_runs import Run, Runner
+
+
+def measure(run: Run, *, threads: int | None, longest: float, modules: Sequence[str] = ()) -> int:
+    """The peak resident memory, in bytes, of a process that makes a run and nothing else.
+
+    That is with Python, numpy, the compiled kernels and the instance itself; what a run of the
+    method ``identity`` takes is the part that has nothing to do with searching.
+
+    Parameters
+    ----------
+    run : Run
+    threads, longest
+        As for :class:`benchmarks.quality_runs.Runner`.
+    modules : sequence of str
+        Modules to import before, which register methods.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails; the message is what it said.
+    """
+    options = {"threads": threads, "longest": longest}
+    command = [sys.executable, "-m", "benchmarks.peak_memory", json.dumps([asdict(run), options])]
+    done = subprocess.run(
+        [*command, *modules], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the process that should make {run} failed:\n{done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def _peak_bytes() -> int:
+    """The peak resident memory of this process so far."""
+    try:
+        # Not ru_maxrss, where Linux has this: that one is kept when a process becomes another
+        # program, and would start from the size of the one that started it.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    import resource
+
+    # macOS counts in bytes, others in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the run that :func:`measure` describes, and print the peak."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peak_memory", description=__doc__)
+    parser.add_argument("described", type=json.loads, help="the run and the runner's options")
+    parser.add_argument("modules", nargs="*", help="modules to import before")
+    arguments = parser.parse_args(argv)
+    for module in arguments.modules:
+        importlib.import_module(module)
+    fields, options = arguments.described
+    run = Run(**fields)
+    runner = Runner({run.instance: INSTANCES[run.instance].load()}, **options)
+    if runner.make(run) is None:
+        print(runner.failures[0].error, file=sys.stderr)
+        return 1
+    print(_peak_bytes())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Runs of several seeds put together, and their tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.instances import PATTERNS
+from benchmarks.quality_runs import SINGLE, Failure, Measured
+from gyroperm.report import format_table
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest over seeds."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one instance, pattern, method and budget.
+
+    Attributes
+    ----------
+    instance, pattern, method : str
+    budget : float or None
+        The time limit in seconds; None for runs to convergence.
+    seeds : tuple of int
+    efficacy : Spread
+        In percent.
+    ratio : Spread
+        Retained / unstructured.
+    to_best : float
+        How far the median of what is retained lies below the best known, as a fraction of that.
+    to_best_points : float
+        The same in points of efficacy.
+    to_bound : float
+        How far the median of what is retained lies below the proven bound, as a fraction of it.
+    seconds : Spread
+        Of the search, compilation excluded.
+    cut : int
+        Runs to convergence that were ended before.
+    """
+
+    instance: str
+    pattern: str
+    method: str
+    budget: float | None
+    seeds: tuple[int, ...]
+    efficacy: Spread
+    ratio: Spread
+    to_best: float
+    to_best_points: float
+    to_bound: float
+    seconds: Spread
+    cut: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON, the budget as seconds or ``"converged"``."""
+        return {**asdict(self), "budget": "converged" if self.budget is None else self.budget}
+
+
+def summarise(measured: Sequence[Measured], known: Sequence[Measured] = ()) -> list[Row]:
+    """A row for each instance, pattern, method and budget, in the order of their first runs.
+
+    Parameters
+    ----------
+    measured : sequence of Measured
+    known : sequence of Measured
+        Further runs, that count for the best known only.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for one in (*measured, *known):
+        case = one.run.instance, one.run.pattern
+        best[case] = max(best.get(case, 0.0), one.figures["retained"])
+    groups: dict[tuple[str, str, str, float | None], list[Measured]] = {}
+    for one in measured:
+        run = one.run
+        groups.setdefault((run.instance, run.pattern, run.method, run.budget), []).append(one)
+    return [_row(*key, runs, best[key[:2]]) for key, runs in groups.items()]
+
+
+def _row(
+    instance: str,
+    pattern: str,
+    method: str,
+    budget: float | None,
+    runs: Sequence[Measured],
+    best: float,
+) -> Row:
+    def spread(name: str) -> Spread:
+        return Spread.of([one.figures[name] for one in runs])
+
+    retained = spread("retained").median
+    figures = runs[0].figures
+    room = figures["unstructured"] - figures["identity"]
+    bound = figures["bound"]
+    return Row(
+        instance=instance,
+        pattern=pattern,
+        method=method,
+        budget=budget,
+        seeds=tuple(one.run.seed for one in runs),
+        efficacy=spread("efficacy"),
+        ratio=spread("ratio"),
+        to_best=(best - retained) / best if best > 0 else 0.0,
+        to_best_points=100.0 * (best - retained) / room if room > 0 else math.nan,
+        to_bound=(bound - retained) / bound if bound > 0 else 0.0,
+        seconds=spread("seconds"),
+        cut=sum(one.cut for one in runs),
+    )
+
+
+#: Columns of the tables, and how to read them.
+LEGEND = (
+    "efficacy, ret./unstr.: medians over seeds; retained against no permutation (0 %) and "
+    "unstructured (100 %)\n"
+    "to best: below the best found for the case in this run, as a share of it and in points of "
+    "efficacy\n"
+    "to bound: below the proven bound, as a share of it\n"
+    "seconds: median (least..greatest) of the search, compilation excluded"
+)
+
+
+def case_table(rows: Sequence[Row], peaks: Mapping[str, int] | None = None) -> str:
+    """A row for each method and budget of one instance and pattern.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Of one instance and pattern.
+    peaks : mapping of str to int, optional
+        The peak memory by method, in bytes.
+    """
+    headers = ["method", "budget", "efficacy", "ret./unstr.", "to best", "points", "to bound"]
+    headers += ["seconds"] + ["peak MiB"] * bool(peaks)
+    table = []
+    for row in rows:
+        cells = [
+            row.method,
+            _budget([row]),
+            _percent(row.efficacy.median, 2),
+            f"{row.ratio.median:.4f}",
+            _percent(100 * row.to_best, 3),
+            f"{row.to_best_points:.2f}",
+            _percent(100 * row.to_bound, 2),
+            _range(row.seconds),
+        ]
+        if peaks:
+            cells.append(f"{peaks[row.method] / 2**20:.0f}" if row.method in peaks else "-")
+        table.append(cells)
+    return format_table(headers, table)
+
+
+def _budget(rows: Sequence[Row]) -> str:
+    """The budget of rows of one method and budget."""
+    if rows[0].method in SINGLE:
+        return "-"
+    if rows[0].budget is not None:
+        return f"{rows[0].budget:g} s"
+    cut, runs = sum(row.cut for row in rows), sum(len(row.seeds) for row in rows)
+    return f"cut, {cut} of {runs}" if cut else "converged"
+
+
+def _percent(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f} %"
+
+
+def _range(spread: Spread) -> str:
+    if spread.least == spread.greatest:
+        return f"{spread.median:.3f}"
+    return f"{spread.median:.3f} ({spread.least:.3f}..{spread.greatest:.3f})"
+
+
+def tables(
+    rows: Sequence[Row],
+    shapes: Mapping[str, tuple[int, ...]],
+    peaks: Mapping[tuple[str, str], Mapping[str, int]] | None = None,
+) -> str:
+    """A table for each instance and pattern, under its name, shape and pattern.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    shapes : mapping of str to tuple of int
+        Of the instances.
+    peaks : mapping, optional
+        For each (instance, pattern), the peak memory by method, in bytes.
+    """
+    parts = []
+    for instance, label in dict.fromkeys((row.instance, row.pattern) for row in rows):
+        own = [row for row in rows if (row.instance, row.pattern) == (instance, label)]
+        shape = " x ".join(map(str, shapes[instance]))
+        heading = f"{instance} ({shape}), {label}"
+        if str(PATTERNS[label]) != label:
+            heading += f": {PATTERNS[label]}"
+        found = (peaks or {}).get((instance, label))
+        parts.append(f"{heading}\n{case_table(own, found)}")
+    return "\n\n".join(parts)
+
+
+def overview_table(rows: Sequence[Row]) -> str:
+    """A row for each method and budget, over all instances and patterns."""
+    headers = [
+        "method",
+        "budget",
+        "cases",
+        "mean efficacy",
+        "mean points to best",
+        "seconds in all",
+    ]
+    table = []
+    for method, budget in dict.fromkeys((row.method, row.budget) for row in rows):
+        own = [row for row in rows if (row.method, row.budget) == (method, budget)]
+        table.append(
+            [
+                method,
+                _budget(own),
+                str(len(own)),
+                _percent(statistics.fmean(row.efficacy.median for row in own), 2),
+                f"{statistics.fmean(row.to_best_points for row in own):.2f}",
+                f"{math.fsum(row.seconds.median for row in own):.2f}",
+            ]
+        )
+    return format_table(headers, table)
+
+
+def failures_text(failures: Sequence[Failure]) -> str:
+    """A line for each instance, pattern, method and message."""
+    lines = dict.fromkeys(
+        f"failed: {f.run.method} on {f.run.instance}, {f.run.pattern}: {f.error}" for f in failures
+    )
+    return "\n".join(lines)
