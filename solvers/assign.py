@@ -243,7 +243,7 @@ def _with_windows(
             patience=options.patience,
             block_groups=options.block_groups,
             stream=4 * turn + _WINDOWS,
-            records=problem.pattern.n == problem.pattern.m,
+            records=False,
         )
         order = np.stack([cell.groups.reshape(-1) for cell in cells]).reshape(order.shape)
     chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows), order)

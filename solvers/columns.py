@@ -101,7 +101,7 @@ def arrange_columns(
     stream : int
         Names the random stream.
     records : bool
-        Whether the cells' values add up to the retained saliency, for the search's history.
+        Whether the cells' values add up to the retained saliency, in the search's scale.
     """
     noise = gumbel_noise()
     index = {id(cell): c for c, cell in enumerate(cells)}

@@ -22,6 +22,9 @@ def gumbel_noise() -> NDArray[np.float32]:
 # How fast a thermostat follows, and the most it changes in a round.
 _RESPONSE = 0.3
 _SLOWEST, _FASTEST = 0.7, 1.4
+# Where no temperature gives the share of moves asked for (one group and an empty pool, say), it
+# must not run away: beyond these nothing more freezes, or everything moves.
+_COLDEST, _HOTTEST = 1e-6, 100.0
 
 
 class Thermostat:
@@ -51,7 +54,8 @@ class Thermostat:
         """Warm up or cool down towards a share of moves of ``target``."""
         share = max(self._moved, 0.5) / max(self._released, 1)
         change = (target / share) ** _RESPONSE
-        self.temperature *= min(_FASTEST, max(_SLOWEST, change))
+        warmer = self.temperature * min(_FASTEST, max(_SLOWEST, change))
+        self.temperature = min(_HOTTEST, max(_COLDEST, warmer))
         self._moved = self._released = 0
 
 

@@ -200,6 +200,18 @@ def test_different_seeds_explore_differently(kind, method):
     assert len(set(answers)) > 1
 
 
+@pytest.mark.parametrize("kind", strategies.KINDS)
+@pytest.mark.parametrize("method", ["assign", "gyro"])
+def test_history_rises_to_what_is_retained(kind, method):
+    pattern, rows, columns = LARGER[kind]
+    S = np.random.default_rng(17).random((rows, columns))
+    solution = solve(S, pattern=pattern, method=method)
+    seconds, values = zip(*solution.history, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert list(values) == sorted(values)
+    assert values[-1] == solution.retained
+
+
 # How often the best of all arrangements is found by the method's own convergence; each case:
 # kind, pattern, shape, parameters of the oracle, seeds out of 20 that must be optimal.
 SMALL = [
