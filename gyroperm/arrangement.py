@@ -145,10 +145,22 @@ def _check_shared_order(problem: Geometry, arrangement: Arrangement) -> None:
     # Plain N:M is the windowed pattern whose windows are its groups, all kept.
     window = pattern.window or pattern.m
     kept = pattern.kept_per_window if pattern.window else pattern.m
+    # How many real columns each window of each order has, and the window of each column.
+    real = (orders >= 0).reshape(len(orders), -1, window).sum(axis=2)
+    window_of = np.full((len(orders), problem.columns), -1)
+    for o, order in enumerate(orders):
+        window_of[o, order[order >= 0]] = np.flatnonzero(order >= 0) // window
     for t, groups in enumerate(arrangement.groups):
-        windows = orders[problem.tile_order[t]].reshape(-1, window)
-        for w, chosen in enumerate(groups.reshape(len(windows), kept)):
-            name = f"window {w} of tile {t}"
-            if not np.isin(chosen[chosen >= 0], windows[w]).all():
-                raise ValueError(f"{name} keeps a column from outside the window")
-            _check_columns(name, chosen, problem.columns, kept, int((windows[w] >= 0).sum()))
+        o = problem.tile_order[t]
+        _check_ids(f"groups[{t}]", groups, "column", problem.columns)
+        chosen = groups.reshape(-1, kept)
+        own = np.arange(len(chosen))[:, None]
+        if (window_of[o, chosen] != own)[chosen >= 0].any():
+            raise ValueError(f"a window of tile {t} keeps a column from outside the window")
+        counts = (chosen >= 0).sum(axis=1)
+        expected = np.minimum(kept, real[o])
+        if (counts != expected).any():
+            w = int(np.argmax(counts != expected))
+            raise ValueError(
+                f"window {w} of tile {t} keeps {counts[w]} columns, the pattern keeps {expected[w]}"
+            )

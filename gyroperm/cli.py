@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -112,6 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return done.code if isinstance(done.code, int) else USAGE
     try:
         return arguments.run(arguments)
+    except BrokenPipeError:
+        # Whoever read the output has closed it; nothing may be flushed there at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except KeyboardInterrupt:
         print("gyroperm: aborted; no checkpoint was written", file=sys.stderr)
         return INTERRUPTED
@@ -132,12 +138,14 @@ def _solve(arguments: argparse.Namespace) -> int:
             print(f"gyroperm: note: {note}", file=sys.stderr)
         try:
             report = prune(plan)
+            if not arguments.quiet:
+                print(report.text())
+                print(f"\nwrote {plan.job.target}", flush=True)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             # What could be told from the input was checked before.
             return _fail(error, FAILURE)
-    if not arguments.quiet:
-        print(report.text())
-        print(f"\nwrote {plan.job.target}")
     return INTERRUPTED if report.interrupted else OK
 
 
@@ -345,8 +353,8 @@ def _add_search_options(group: Any) -> None:
         "--time-limit",
         type=float,
         metavar="SECONDS",
-        help="stop each layer's search after so long, compilation excluded; by default it runs "
-        "until the method has converged",
+        help="stop each layer's search after so long, compilation excluded; annealing is "
+        "stretched to fill it; by default it runs until the method has converged",
     )
     group.add_argument(
         "--seed",
@@ -429,10 +437,10 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    for parse in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return key, parse(value)
+    return key, value
 
 
 def _natural(text: str) -> int:

@@ -86,7 +86,8 @@ def solve(
     stop : callable, optional
         When to stop, see :mod:`gyroperm.stopping`; by default when the method has converged.
     time_limit : float, optional
-        Seconds, compilation excluded; together with ``stop``, whichever comes first.
+        Seconds, compilation excluded; together with ``stop``, whichever comes first. Annealing
+        is stretched to fill the time, so more of it gives a better answer, not the same one.
     seed : int
         Non-negative. The same seed and number of rounds give the same answer for any number of
         threads. No global random state is read or changed.
@@ -184,13 +185,17 @@ def _problem(
         saliencies = [np.abs(array) for array in arrays]
     else:
         saliencies = _saliencies(saliency, [a.shape for a in arrays], listed)
+    _check_sums(saliencies)
     if normalize:
         saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
     problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders)
-    with np.errstate(over="ignore"):
-        if not np.isfinite(problem.saliency.sum(dtype=np.float64)):
-            raise ValueError("saliency is so large that its sum overflows float64; scale it down")
     return problem, view
+
+
+def _check_sums(saliencies: Sequence[NDArray[np.floating]]) -> None:
+    with np.errstate(over="ignore"):
+        if not np.isfinite(sum(s.sum(dtype=np.float64) for s in saliencies)):
+            raise ValueError("saliency is so large that its sum overflows float64; scale it down")
 
 
 def _arrays(given: Any, name: str, listed: bool) -> list[NDArray[np.floating]]:
@@ -261,10 +266,12 @@ def _run(
     threads: int,
     progress: bool,
 ) -> Solution:
+    from gyroperm.solvers import registry
     from gyroperm.solvers.identity import identity_arrangement
     from gyroperm.solvers.search import Search
 
-    _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
+    if registry.is_shipped(method.name):
+        _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
     identity = identity_arrangement(problem)
     kept_by_identity = _value(problem, identity)
     with _progress_bar(progress, method.name) as bar:
@@ -277,9 +284,8 @@ def _run(
     candidates = [found, identity] if start is None else [found, start, identity]
     values = [_value(problem, candidate) for candidate in candidates]
     best = int(np.argmax(values))
-    scale = _search_scale(problem)
     # Methods sum in another order than the final measure: rounding must not show as a loss.
-    history = [(s, min(value * scale, values[best])) for s, value in search.history]
+    history = [(s, min(_unscaled(problem, value), values[best])) for s, value in search.history]
     history.append((seconds, values[best]))
     return Solution.measured(
         problem,
@@ -299,8 +305,10 @@ def _value(problem: Problem, arrangement: Arrangement) -> float:
     )
 
 
-def _search_scale(problem: Problem) -> float:
-    return float(2.0 ** np.frexp(float(problem.saliency.max()))[1])
+def _unscaled(problem: Problem, value: float) -> float:
+    """A value of the search in the saliency's own scale; infinite where that overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(value, int(np.frexp(float(problem.saliency.max()))[1])))
 
 
 def _progress_bar(progress: bool, description: str) -> Any:
@@ -315,7 +323,8 @@ def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
     from gyroperm.solvers import registry
     from gyroperm.solvers.search import Search
 
-    columns = pattern.padded_columns(8)
+    # Two windows, or groups, at least: a single one has nothing to exchange.
+    columns = pattern.padded_columns(max(8, 2 * (pattern.window or pattern.m)))
     while True:
         try:
             pattern.kept_columns(columns)

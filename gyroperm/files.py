@@ -41,6 +41,8 @@ def check_writable(path: str | Path) -> None:
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; an output file is needed")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{target} is no regular file")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):

@@ -82,8 +82,15 @@ class Geometry:
 
     @property
     def total_groups(self) -> int:
-        """The groups of all tiles together, which every allocation keeps fixed."""
-        return self.groups_per_tile * self.tiles
+        """The groups of all tiles together, which every allocation keeps fixed.
+
+        A global budget counts a tile that is filled up with virtual rows by its real ones:
+        otherwise its groups, spent on full tiles, would keep more than the pattern's sparsity.
+        """
+        if self.pattern.allocation != "global":
+            return self.groups_per_tile * self.tiles
+        full = min(self.tile_size, max(self.kept_rows))
+        return self.groups_per_tile * sum(self.kept_rows) // full
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gyroperm.arrays import to_numpy
 from gyroperm.problem import Problem
 
 # Sums of up to 2^40 non-negative terms by pairwise summation stay within this of the exact sum.
@@ -93,8 +94,8 @@ def output_error(
     ValueError
         If shapes differ, or not exactly one of ``activations`` and ``gram`` is given.
     """
-    dense = np.asarray(weights, dtype=np.float64)
-    kept = np.asarray(pruned, dtype=np.float64)
+    dense = to_numpy(weights).astype(np.float64)
+    kept = to_numpy(pruned, "pruned").astype(np.float64)
     if dense.ndim != 2 or kept.shape != dense.shape:
         raise ValueError(
             f"weights and pruned must be matrices of one shape, got {dense.shape} and {kept.shape}"
@@ -103,13 +104,13 @@ def output_error(
     if (activations is None) == (gram is None):
         raise ValueError("give exactly one of activations and gram")
     if activations is not None:
-        inputs = np.asarray(activations, dtype=np.float64)
+        inputs = to_numpy(activations, "activations").astype(np.float64)
         if inputs.ndim != 2 or inputs.shape[0] != dense.shape[1]:
             raise ValueError(
                 f"activations must have shape ({dense.shape[1]}, tokens), got {inputs.shape}"
             )
         gram = inputs @ inputs.T
-    H = np.asarray(gram, dtype=np.float64)
+    H = to_numpy(gram, "gram").astype(np.float64)
     if H.shape != (dense.shape[1], dense.shape[1]):
         raise ValueError(f"gram must have shape {(dense.shape[1],) * 2}, got {H.shape}")
     total = max(0.0, float(np.einsum("rc,rc->", dense @ H, dense)))

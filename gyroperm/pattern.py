@@ -190,7 +190,7 @@ class Pattern:
         if self.allocation == "global":
             return "TVW"
         if self.allocation == "window":
-            return "V:N:M" if self.m > 1 else "vector N:M"
+            return "V:N:M" if self.kept_per_window == self.m > 1 else "vector N:M"
         return "N:M" if self.is_plain else "HiNM"
 
     def kept_columns(self, columns: int) -> int:
@@ -209,9 +209,11 @@ class Pattern:
         padded = self.padded_columns(columns)
         kept = self.m * math.floor((1.0 - self.vec_ratio) * padded / self.m + _ROUNDING)
         if kept < self.m:
+            # Rounded down, so that the figure in the message is itself accepted.
+            most = math.floor(1e6 * (1 - self.m / padded)) / 1e6
             raise ValueError(
                 f"vec_ratio={self.vec_ratio} leaves fewer than m={self.m} of {columns} columns; "
-                f"it must be at most {1 - self.m / padded:g} for this matrix"
+                f"it must be at most {most:g} for this matrix"
             )
         return kept
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gyroperm
+from gyroperm.arguments import checked_duration
 from gyroperm.arrays import check_finite
 from gyroperm.checkpoint import Checkpoint
 from gyroperm.engine import solve
@@ -24,7 +25,6 @@ from gyroperm.pattern import Pattern
 from gyroperm.report import LayerResult, Report, skipped_summary, solution_figures, write_json
 from gyroperm.selection import Layer, Rules, Skipped, select, unmatched
 from gyroperm.solution import Solution
-from gyroperm.stopping import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _check_method(job: Job) -> None:
 
     registry.get(job.method).make_options(job.options or None)
     if job.time_limit is not None:
-        TimeLimit(job.time_limit)
+        checked_duration("time_limit", job.time_limit)
 
 
 def _check_targets(job: Job, size: int) -> None:

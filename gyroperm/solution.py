@@ -193,7 +193,7 @@ class Solution:
                 )
             real = np.ix_(rows >= 0, columns >= 0)
             matrix[np.ix_(rows[rows >= 0], columns[columns >= 0])] = np.asarray(block)[real]
-        matrix *= self._matrix_mask
+        matrix[~self._matrix_mask] = 0
         parts = self.view.split(matrix)
         return parts if self.view.listed else parts[0]
 
@@ -261,7 +261,7 @@ class Solution:
         """
         try:
             stored = _read_arrays(path)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, *_ZIP_ERRORS) as error:
             raise ValueError(f"{path} is no gyroperm solution: {error}") from error
         if int(stored["schema"]) != SCHEMA:
             raise ValueError(
@@ -274,6 +274,10 @@ class Solution:
 
     @classmethod
     def _from_stored(cls, stored: dict[str, NDArray[Any]]) -> Solution:
+        scalars = json.loads(str(stored["scalars"]))
+        for name, kind in _SCALARS.items():
+            if not isinstance(scalars[name], kind) or isinstance(scalars[name], bool):
+                raise TypeError(f"{name} is {scalars[name]!r}")
         view_fields = json.loads(str(stored["view"]))
         view_fields["shapes"] = tuple(tuple(shape) for shape in view_fields["shapes"])
         view = WeightView(**view_fields)
@@ -292,7 +296,7 @@ class Solution:
             mask=masks if view.listed else masks[0],
             view=view,
             history=tuple((float(s), float(r)) for s, r in stored["history"]),
-            **json.loads(str(stored["scalars"])),
+            **scalars,
         )
 
     @classmethod
@@ -305,7 +309,7 @@ class Solution:
         view: WeightView,
         **found: Any,
     ) -> Solution:
-        """Check an arrangement against its problem, and measure its best mask.
+        """The solution of an arrangement that has passed its check: its best mask, measured.
 
         Parameters
         ----------
@@ -317,7 +321,6 @@ class Solution:
         **found
             ``method``, ``seed``, ``seconds`` and ``history``.
         """
-        arrangement.check(problem)
         mask = arrangement.mask(problem.saliency, problem.pattern.n)
         against = measures.reference(problem, mask)
         masks = view.split(mask)
@@ -335,19 +338,25 @@ class Solution:
         )
 
 
-_SCALARS = (
-    "retained",
-    "identity",
-    "unstructured_by_row",
-    "unstructured_by_layer",
-    "bound",
-    "method",
-    "seed",
-    "seconds",
-)
+_SCALARS: dict[str, type] = {
+    "retained": float,
+    "identity": float,
+    "unstructured_by_row": float,
+    "unstructured_by_layer": float,
+    "bound": float,
+    "method": str,
+    "seed": int,
+    "seconds": float,
+}
+
+# What zipfile raises for a kind of compression or encryption it does not know.
+_ZIP_ERRORS = (NotImplementedError, RuntimeError)
 
 
 def _read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    with Path(path).open("rb") as raw:
+        if raw.read(2) != b"PK":
+            raise ValueError("it is no .npz archive")
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("it is a bare array")
@@ -355,6 +364,8 @@ def _read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
         stored = {name: file[name] for name in file.files}
     if "schema" not in stored:
         raise ValueError("it has no schema version")
+    if stored["schema"].shape or stored["schema"].dtype.kind != "i":
+        raise ValueError("its schema version is no integer")
     return stored
 
 

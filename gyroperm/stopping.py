@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,8 +102,9 @@ class TimeLimit(Criterion):
     def __call__(self, state: SearchState) -> bool:
         return state.seconds >= self.seconds
 
-    def progress(self, state: SearchState) -> float:
-        return _share(state.seconds, self.seconds)
+    def progress(self, state: SearchState) -> float | None:
+        # No share of forever is ever used up; a method then keeps its own pace.
+        return None if math.isinf(self.seconds) else _share(state.seconds, self.seconds)
 
 
 class MaxRounds(Criterion):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.arguments import checked_integer, is_number
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
 from gyroperm.solvers.columns import Cell, arrange_columns, make_cell
@@ -22,6 +24,9 @@ from gyroperm.solvers.vectors import (
     rows_as_they_lie,
     vector_scores,
 )
+
+# The least value of each whole-numbered option: one group alone could exchange nothing.
+_LEAST = {"row_rounds": 0, "column_rounds": 0, "patience": 1, "block_groups": 2}
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,18 @@ class AssignOptions:
     power: float = 2.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.anneal, bool):
+            raise ValueError(f"anneal must be true or false, got {self.anneal!r}")
+        for name in ("hot", "cold", "row_hot", "row_cold", "row_share", "power"):
+            value = getattr(self, name)
+            if not is_number(value) or math.isinf(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        for name, least in _LEAST.items():
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
         for of in ("", "row_"):
             hot, cold = getattr(self, f"{of}hot"), getattr(self, f"{of}cold")
             if not 1 > hot >= cold > 0:
                 raise ValueError(f"1 > {of}hot >= {of}cold > 0 is needed, got {hot} and {cold}")
-        for name in ("row_rounds", "column_rounds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("patience", "block_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.row_share < 1:
             raise ValueError(f"row_share must lie in (0, 1), got {self.row_share}")
         if not self.power > 0:
@@ -103,12 +110,14 @@ def solve(search: Search, options: AssignOptions) -> Arrangement:
     if search.stopped():
         return _start(search)
     if search.initial is not None:
-        tile_rows, order = search.initial.tile_rows, search.initial.col_order
+        # Copies: kernels are compiled for writable arrays, those of an arrangement are not.
+        tile_rows = search.initial.tile_rows.copy()
+        order = search.initial.col_order
         # The rows are left as they are: its groups were made for them.
         groups = [np.array(g) for g in search.initial.groups]
         if problem.pattern.window is None:
             return _with_columns(search, options, tile_rows, groups, anneal=False)
-        return _with_windows(search, options, tile_rows, np.asarray(order), anneal=False)
+        return _with_windows(search, options, tile_rows, np.array(order), anneal=False)
     if problem.pattern.window is not None:
         return _with_windows(
             search,
@@ -224,13 +233,14 @@ def _with_windows(
     scores = _scores(problem, options)
     turns = _TURNS if anneal else 1
     for turn in range(turns):
-        share = 1.0 / (2 * (turns - turn))
+        # The phases that are left share what is left; the last keeps some for the choices.
+        left = 2 * (turns - turn)
         tile_rows = arrange_rows(
             search,
             scores,
             tile_rows,
             order,
-            phase=_row_phase(search, options, anneal, share),
+            phase=_row_phase(search, options, anneal, 1.0 / left),
             patience=_ROW_PATIENCE * options.patience,
             stream=4 * turn + _ROWS,
         )
@@ -239,7 +249,7 @@ def _with_windows(
             search,
             cells,
             problem.pattern.kept_per_window,
-            phase=_column_phase(search, options, anneal, share),
+            phase=_column_phase(search, options, anneal, 0.95 / (left - 1)),
             patience=options.patience,
             block_groups=options.block_groups,
             stream=4 * turn + _WINDOWS,

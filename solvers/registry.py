@@ -92,6 +92,7 @@ def register(
     def decorate(solve: Solver) -> Solver:
         line = summary or (solve.__doc__ or "").strip().split("\n")[0]
         _methods[name] = Method(name, solve, options, line)
+        _aliases.pop(name, None)
         _aliases.update(dict.fromkeys(aliases, name))
         return solve
 
@@ -100,7 +101,12 @@ def register(
 
 def names() -> list[str]:
     """The names of all methods, ``auto`` first, without aliases."""
-    return ["auto", *sorted({*_SHIPPED, *_methods})]
+    return ["auto", *sorted({*_SHIPPED, *_methods} - {"auto"})]
+
+
+def is_shipped(name: str) -> bool:
+    """Whether this method comes with gyroperm and has not been replaced."""
+    return name in _SHIPPED and _methods[name].solve.__module__ == _SHIPPED[name]
 
 
 def get(name: str) -> Method:

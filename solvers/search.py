@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gyroperm.problem import Problem
-from gyroperm.stopping import SearchState, Stop
+from gyroperm.stopping import Criterion, SearchState, Stop
 
 if TYPE_CHECKING:
     from gyroperm.arrangement import Arrangement
@@ -102,8 +102,7 @@ class Search:
 
         Lets a method that cools down or plans ahead fill the time it is given.
         """
-        fraction = getattr(self._stop, "progress", None)
-        return None if fraction is None else fraction(self._state())
+        return self._stop.progress(self._state()) if isinstance(self._stop, Criterion) else None
 
     def _state(self) -> SearchState:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)

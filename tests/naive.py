@@ -31,6 +31,12 @@ def kept_vectors(columns: int, m: int, vec_ratio: float) -> int:
     return m * math.floor(kept / m)
 
 
+def ragged_budget(rows: int, V: int, columns: int, m: int, vec_ratio: float) -> int:
+    """The groups that all tiles of TVW share: what full tiles would keep, by the row."""
+    per_tile = kept_vectors(columns, m, vec_ratio) // m
+    return math.floor(Fraction(per_tile * rows, min(V, rows)))
+
+
 def partitions(items: Sequence[int], size: int) -> Iterator[list[tuple[int, ...]]]:
     """Every way to split items into unordered groups of ``size``."""
     if not items:
@@ -216,7 +222,7 @@ def optimum_tvw(
     C = S.shape[1]
     alive = surviving_rows(S, row_ratio)
     most = ceil_to(C, m) // m
-    per_tile = kept_vectors(C, m, vec_ratio) // m
+    budget = ragged_budget(len(alive), V, C, m, vec_ratio)
 
     @cache
     def tile_value(rows: tuple[int, ...], group_count: int) -> float:
@@ -232,7 +238,7 @@ def optimum_tvw(
     places = numbered(len(alive), V)
     for tiling in partitions(places, V):
         tiles = [tuple(alive[p] if p >= 0 else -1 for p in tile) for tile in tiling]
-        for split in splits(per_tile * len(tiles), len(tiles), most):
+        for split in splits(budget, len(tiles), most):
             best = max(best, sum(map(tile_value, tiles, split)))
     return best
 
@@ -290,9 +296,10 @@ def identity_tvw(
     without such ties.
     """
     C = S.shape[1]
-    tiles = tiles_as_they_lie(surviving_rows(S, row_ratio), V)
+    alive = surviving_rows(S, row_ratio)
+    tiles = tiles_as_they_lie(alive, V)
     most = ceil_to(C, m) // m
-    total = len(tiles) * kept_vectors(C, m, vec_ratio) // m
+    total = ragged_budget(len(alive), V, C, m, vec_ratio)
 
     def vector_value(split: Sequence[int]) -> float:
         value = 0.0
@@ -438,8 +445,8 @@ def check_tvw(mask, tile_rows, groups, alive, *, n, m, V, vec_ratio) -> None:  #
     """TVW: ragged tiles of the rows in ``alive``, only the sum of their groups is fixed."""
     C = mask.shape[1]
     _require_tiling(tile_rows, alive, V)
-    budget = len(tile_rows) * kept_vectors(C, m, vec_ratio)
-    _require(m * sum(len(tile) for tile in groups) == budget, "the budget of vectors is not met")
+    budget = ragged_budget(len(alive), V, C, m, vec_ratio)
+    _require(sum(len(tile) for tile in groups) == budget, "the budget of groups is not met")
     for tile in groups:
         _require(len(tile) * m <= ceil_to(C, m), "a tile keeps more groups than there are")
         _require_tile_columns(tile, m, C)

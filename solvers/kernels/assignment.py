@@ -78,7 +78,7 @@ def _augment(gain, start, chosen, owner, price, distance, barred, parent, scanne
         for i in range(items):
             nearest = min(nearest, distance[i] + barred[i])
         item = 0
-        while distance[item] + barred[item] > nearest:
+        while item < items - 1 and distance[item] + barred[item] > nearest:
             item += 1
         if owner[item] < 0:
             break

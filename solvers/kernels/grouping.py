@@ -117,6 +117,10 @@ def gain_spreads(gain, spread):  # type: ignore[no-untyped-def]
         overall += mean[a]
         spread[a] = np.float32(0)
     overall /= np.float32(A)
+    if G == 1:
+        # An item's only gain is its mean; what is left to choose by is its distance from others.
+        for a in range(A):
+            mean[a] = overall
     for g in range(G):
         slot = np.float32(0)
         for a in range(A):
