@@ -448,7 +448,7 @@ def test_minilm(out: Path, tmp_path: Path) -> None:
         (["--m", "0"], "m must be an integer of at least 1"),
         (["--pattern", "hinm", "--vec-ratio", "1.0"], "vec_ratio must lie in [0, 1)"),
         (["--method", "magic"], "unknown method 'magic'; known are auto, "),
-        (["--time-limit", "-1"], "seconds must not be negative"),
+        (["--time-limit", "-1"], "time_limit must not be negative"),
         (["--time-limit", "soon"], "--time-limit: invalid float value"),
         (["--seed", "-1"], "must be an integer of at least 0"),
         (["--threads", "0"], "must be an integer of at least 1"),
