@@ -24,6 +24,7 @@ from tqdm import tqdm
 import gyroperm
 from benchmarks import demo_report as report
 from benchmarks import machine, minilm, plots
+from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.embeddings import EmbeddingStore, agreement
 from benchmarks.sentences import FILE as SENTENCES_FILE
 from benchmarks.sentences import read_sentences
@@ -306,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--time-limit",
-        type=_positive,
+        type=positive_seconds,
         default=1.0,
         metavar="S",
         help="seconds a linear layer for the search `auto` (default: %(default)s)",
@@ -335,19 +336,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
-    return value
-
-
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 3:
-        # Two sentences make one pair, whose rank correlates with nothing.
-        raise argparse.ArgumentTypeError(f"must be at least 3, got {text}")
-    return value
+    # Two sentences make one pair, whose rank correlates with nothing.
+    return at_least(3, text)
 
 
 def _was_stopped(solved: Solved, method: str) -> bool:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.instances import INSTANCES, PATTERNS, cases
 from benchmarks.quality_benchmark import Benchmark, Settings
 from gyroperm.files import check_writable
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--budgets",
         nargs="*",
-        type=_positive,
+        type=positive_seconds,
         metavar="S",
         help="time limits in seconds, compilation excluded (default: 0.1 1 5; quick: 0.1 1)",
     )
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--longest",
-        type=_positive,
+        type=positive_seconds,
         default=60.0,
         metavar="S",
         help="cut a run without time limit after so many seconds (default: %(default)g)",
@@ -127,26 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
-    return value
-
-
 def _seed(text: str) -> int:
-    return _at_least(0, text)
+    return at_least(0, text)
 
 
 def _count(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-    return value
+    return at_least(1, text)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

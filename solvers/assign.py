@@ -126,17 +126,24 @@ def solve(search: Search, options: AssignOptions) -> Arrangement:
             columns_as_they_lie(problem),
             anneal=options.anneal,
         )
+    tile_rows = rows_as_they_lie(problem)
+    if problem.pattern.is_plain:
+        # One tile, all columns kept: there is no vector level, and no scores are needed.
+        columns = columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]
+        groups = _dealt_groups(search, [columns] * problem.tiles)
+        return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
     scores = _scores(problem, options)
     tile_rows = arrange_rows(
         search,
         scores,
-        rows_as_they_lie(problem),
+        tile_rows,
         None,
         phase=_row_phase(search, options, options.anneal, options.row_share),
         patience=_ROW_PATIENCE * options.patience,
         stream=_ROWS,
     )
-    groups = _dealt_groups(search, scores, tile_rows)
+    chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
+    groups = _dealt_groups(search, chosen)
     return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
 
 
@@ -168,17 +175,9 @@ def _scores(problem: Problem, options: AssignOptions) -> NDArray[np.float32]:
     return scores
 
 
-def _dealt_groups(
-    search: Search, scores: NDArray[np.float32], tile_rows: NDArray[np.int32]
-) -> list[NDArray[np.int32]]:
-    """The highest scoring vectors of each tile, dealt at random into groups."""
-    problem = search.problem
-    if problem.pattern.is_plain:
-        chosen = [columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]]
-        chosen *= problem.tiles
-    else:
-        chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
-    m = problem.pattern.m
+def _dealt_groups(search: Search, chosen: list[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+    """The columns that each tile keeps, dealt at random into groups."""
+    m = search.problem.pattern.m
     return [
         search.random(_DEAL, t).permutation(columns).reshape(-1, m)
         for t, columns in enumerate(chosen)

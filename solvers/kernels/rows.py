@@ -73,23 +73,12 @@ def all_thresholds(sums, windows, kept, shared, thresholds):  # type: ignore[no-
 
 
 @kernel
-def kept_value(sums, thresholds):  # type: ignore[no-untyped-def]
-    """The summed scores of the vectors at or above their threshold, in excess of it.
-
-    Differences of this between arrangements differ from those of the kept sums by the change of
-    the thresholds; :func:`row_moves` adds that back.
-    """
+def vector_value(sums, thresholds, windows, kept, shared):  # type: ignore[no-untyped-def]
+    """The summed scores of all kept vectors: excess over the thresholds plus the thresholds."""
     total = 0.0
     for t in range(sums.shape[0]):
         for c in range(sums.shape[1]):
             total += max(0.0, sums[t, c] - thresholds[t, c])
-    return total
-
-
-@kernel
-def vector_value(sums, thresholds, windows, kept, shared):  # type: ignore[no-untyped-def]
-    """The summed scores of all kept vectors: excess over the thresholds plus the thresholds."""
-    total = kept_value(sums, thresholds)
     if shared:
         return total + thresholds[0, 0] * kept
     for t in range(sums.shape[0]):
