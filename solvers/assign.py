@@ -60,15 +60,15 @@ class AssignOptions:
     """
 
     anneal: bool = True
-    hot: float = 0.3
-    cold: float = 0.02
+    hot: float = 0.15
+    cold: float = 0.002
     row_hot: float = 0.3
     row_cold: float = 0.02
     row_rounds: int = 50
     column_rounds: int = 40
     row_share: float = 0.3
     patience: int = 30
-    block_groups: int = 192
+    block_groups: int = 384
     power: float = 2.0
 
     def __post_init__(self) -> None:

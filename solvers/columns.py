@@ -19,6 +19,14 @@ _CALL_NS = 3_000_000
 _MIN_MOVES, _MAX_MOVES = 2, 256
 # Jobs between two looks at the clock, for each thread.
 _BATCH = 16
+# Gains are kept from move to move where computing them takes longer than looking them up, and
+# as long as they fit in 64 MiB.
+_ROWS_TO_KEEP = 96
+_KNOWN_GAINS = 1 << 24
+# Sweeps begin with blocks of so many groups, which grow where a sweep takes little of a phase,
+# and shrink where it takes much.
+_FIRST_BLOCK = 96
+_FAST_ENOUGH, _TOO_SLOW = 0.01, 0.04
 
 
 @dataclass(eq=False)
@@ -40,7 +48,33 @@ class Cell:
     stale: int = 0
     value: float = 0.0
     thermostat: Thermostat = field(default_factory=Thermostat)
+    known: NDArray[np.float32] = field(init=False)
+    fresh: NDArray[np.bool_] = field(init=False)
     _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
+
+    def __post_init__(self) -> None:
+        G, m = self.groups.shape
+        columns, rows = self.X.shape
+        keeps = rows >= _ROWS_TO_KEEP and G * m * columns <= _KNOWN_GAINS
+        self.known = np.empty((G if keeps else 0, m, columns), dtype=np.float32)
+        self.fresh = np.zeros((len(self.known), m), dtype=np.bool_)
+
+    def gains_to_keep(
+        self, chosen: NDArray[np.intp], spare: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Where the next moves of the chosen groups keep the gains they compute, if that pays.
+
+        Each change of a group makes the gains of its m places stale, for all columns; computing
+        anew takes only the candidates of one place of every group.
+        """
+        G, m = len(chosen), self.groups.shape[1]
+        changes = self.thermostat.share * G
+        if len(self.known) == 0:
+            return self.known, self.fresh
+        if changes * m * len(self.X) < G * (G + spare):
+            return self.known, self.fresh
+        self.fresh[chosen] = False
+        return self.known[:0], self.fresh[:0]
 
     def remember(self) -> None:
         """Keep a copy of the columns if they have never kept more; annealing may leave them."""
@@ -51,6 +85,7 @@ class Cell:
         """Go back to the best columns remembered."""
         if self._best is not None and self._best[0] > self.value:
             self.value, self.groups, self.pool = self._best
+            self.fresh[:] = False
         self._best = None
 
 
@@ -111,16 +146,17 @@ def arrange_columns(
         cell.stale = 0
         cell.remember()
     sweep = 0
+    block = min(block_groups, _FIRST_BLOCK)
     while active and (target := phase.next_target()) is not None:
+        block = _next_block(block, block_groups, phase.pace)
         jobs = [
             job
             for cell in active
-            for job in _deal(cell, block_groups, search.random(stream, 1, index[id(cell)], sweep))
+            for job in _deal(cell, block, search.random(stream, 1, index[id(cell)], sweep))
         ]
         _collect(_run(search, jobs, n, target > 0.0, noise))
-        if target > 0.0:
-            for cell in active:
-                cell.thermostat.steer(target)
+        for cell in active:
+            cell.thermostat.steer(target)
         sweep += 1
         for cell in active:
             cell.remember()
@@ -142,6 +178,19 @@ def _run(
         part = jobs[first : first + batch]
         parallel_map(lambda job: job.run(n, annealed, noise), part, search.threads)
     return jobs
+
+
+def _next_block(block: int, largest: int, pace: float) -> int:
+    """The groups of a block in the next sweep, by the part of the phase that the last one took.
+
+    The larger the blocks the better the outcome of long searches, but there must be time for
+    enough sweeps.
+    """
+    if pace > _TOO_SLOW:
+        return max(min(block, _FIRST_BLOCK), block // 2)
+    if pace < _FAST_ENOUGH:
+        return min(largest, 2 * block)
+    return block
 
 
 def _can_move(cell: Cell, n: int) -> bool:
@@ -177,6 +226,7 @@ class _Job:
         self.value_before = _value(self.cell.X, self.groups, n)
         cost = G * (G + len(self.pool)) * (self.cell.X.shape[1] / 20 + 8)
         moves = min(_MAX_MOVES, max(_MIN_MOVES, int(_CALL_NS / cost)))
+        known, fresh = self.cell.gains_to_keep(self.chosen, len(self.pool))
         _, stale, self.moved = assignment_moves(
             self.cell.X,
             self.groups,
@@ -185,6 +235,9 @@ class _Job:
             moves,
             self.cell.thermostat.temperature if annealed else 0.0,
             noise,
+            self.chosen,
+            known,
+            fresh,
             self.state,
         )
         self.released = moves * G

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,10 +40,13 @@ class Thermostat:
     ----------
     temperature : float
         In spreads of the gains (``gain_spreads``).
+    share : float
+        The share of the released items that went elsewhere of late.
     """
 
     def __init__(self) -> None:
         self.temperature = 0.3
+        self.share = 1.0
         self._moved = 0
         self._released = 0
 
@@ -51,12 +56,14 @@ class Thermostat:
         self._released += released
 
     def steer(self, target: float) -> None:
-        """Warm up or cool down towards a share of moves of ``target``."""
-        share = max(self._moved, 0.5) / max(self._released, 1)
-        change = (target / share) ** _RESPONSE
+        """Warm up or cool down towards a share of moves of ``target``; 0 leaves it as it is."""
+        self.share = max(self._moved, 0.5) / max(self._released, 1)
+        self._moved = self._released = 0
+        if target == 0.0:
+            return
+        change = (target / self.share) ** _RESPONSE
         warmer = self.temperature * min(_FASTEST, max(_SLOWEST, change))
         self.temperature = min(_HOTTEST, max(_COLDEST, warmer))
-        self._moved = self._released = 0
 
 
 # The part of a phase that is annealed; what is left is for the descent.
@@ -81,6 +88,11 @@ class Phase:
         The first and the last share of released items that move, in (0, 1).
     share : float
         How much of what is left of the search to use, in (0, 1].
+
+    Attributes
+    ----------
+    pace : float
+        The part of the cooling that the last round took; nan before the first.
     """
 
     def __init__(
@@ -90,6 +102,8 @@ class Phase:
         self._rounds = rounds
         self._hot, self._cold = hot, cold
         self._taken = 0
+        self._cooled = 0.0
+        self.pace = math.nan
         self._begin = search.progress()
         self._room = 0.0 if self._begin is None else share * (1.0 - self._begin)
 
@@ -98,6 +112,8 @@ class Phase:
         if self._search.stopped():
             return None
         used, cooled = self._used()
+        self.pace = max(cooled - self._cooled, 0.0)
+        self._cooled = cooled
         self._taken += 1
         if used >= 1.0:
             return None

@@ -83,7 +83,7 @@ def arrange_rows(
     noise = gumbel_noise()
 
     def run(block: _Block, annealed: bool) -> None:
-        _, stale, moved = row_moves(
+        stale, moved = row_moves(
             scores,
             block.tiles,
             block.windows,
@@ -101,10 +101,9 @@ def arrange_rows(
     while active and (target := phase.next_target()) is not None:
         parallel_map(partial(run, annealed=target > 0.0), active, search.threads)
         search.record()
-        if target > 0.0:
-            for block in active:
-                block.thermostat.steer(target)
-        else:
+        for block in active:
+            block.thermostat.steer(target)
+        if target == 0.0:
             active = [block for block in active if block.stale < patience]
     return tile_rows
 

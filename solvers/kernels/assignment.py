@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.jit import fast_kernel
+from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 
 # Larger than any distance, and finite: the kernel is compiled to assume finite numbers.
 _FAR = np.float32(1e30)
+
+# Who bid last for an item, besides slots: nobody, or an item without a slot.
+_NOBODY, _SPARE = -1, -2
+# After so many bids a slot an assignment is found faster from nothing.
+_BIDS = 100
 
 
 @fast_kernel
@@ -128,3 +133,127 @@ def assign_slots(gain, chosen):  # type: ignore[no-untyped-def]
     scanned = np.empty(items, dtype=np.int32)
     for k in range(left):
         _augment(gain, free[k], chosen, owner, price, distance, barred, parent, scanned)
+
+
+@fast_kernel
+def _raise_prices(row, surplus, slot, slack, price, parent):  # type: ignore[no-untyped-def]
+    """A slot bids for every item it would gain by; returns whether it outbid any price."""
+    most = -_FAR
+    for i in range(len(row)):
+        most = max(most, row[i] - price[i])
+    if most <= surplus + slack:
+        return False
+    for i in range(len(row)):
+        offer = row[i] - surplus
+        higher = offer > price[i] + slack
+        price[i] = offer if higher else price[i]
+        parent[i] = slot if higher else parent[i]
+    return True
+
+
+@fast_kernel
+def _offer_spare(owner, slack, price, parent):  # type: ignore[no-untyped-def]
+    """Offer the dearest item without a slot for every owned one; returns which it is, or -1.
+
+    The second result is whether any price rose.
+    """
+    spare = -1
+    for i in range(len(owner)):
+        if owner[i] < 0 and (spare < 0 or price[i] > price[spare]):
+            spare = i
+    rose = False
+    if spare >= 0:
+        best = price[spare]
+        for i in range(len(owner)):
+            if owner[i] >= 0 and best > price[i] + slack:
+                price[i] = best
+                parent[i] = _SPARE
+                rose = True
+    return spare, rose
+
+
+@kernel
+def _rotate(gain, chosen, owner, parent, spare, mark, paid):  # type: ignore[no-untyped-def]
+    """Carry out every cycle of exchanges that the bids close; returns how many there were."""
+    items = len(owner)
+    for i in range(items):
+        mark[i] = -1
+    rotated = 0
+    for begin in range(items):
+        item = begin
+        while mark[item] < 0 and parent[item] != _NOBODY:
+            mark[item] = begin
+            item = spare if parent[item] == _SPARE else chosen[parent[item]]
+        if mark[item] != begin or parent[item] == _NOBODY:
+            continue
+        first = item
+        change = 0.0
+        while True:
+            slot = parent[item]
+            if slot == _SPARE:
+                item = spare
+            else:
+                change += gain[slot, item] - gain[slot, chosen[slot]]
+                item = chosen[slot]
+            if item == first:
+                break
+        if change <= 0.0:
+            continue
+        rotated += 1
+        while True:
+            slot = parent[item]
+            if slot == _SPARE:
+                owner[item], item = -1, spare
+            else:
+                owner[item] = slot
+                paid[slot] = -_FAR
+                chosen[slot], item = item, chosen[slot]
+            if item == first:
+                break
+    return rotated
+
+
+@kernel
+def improve_slots(gain, chosen):  # type: ignore[no-untyped-def]
+    """As :func:`assign_slots`, from an assignment that is likely near the best, given in chosen.
+
+    Cancels cycles: prices rise until no slot gains by paying another item's (Bellman and Ford's
+    longest paths, a row of bids at a time), and wherever bids close a cycle its slots exchange
+    items (Klein, A Primal Method for Minimal Cost Flows, Management Science 1967). Where little
+    is left to improve this takes a few passes over ``gain``.
+    """
+    slots, items = gain.shape
+    owner = np.empty(items, dtype=np.int32)
+    price = np.empty(items, dtype=np.float32)
+    parent = np.empty(items, dtype=np.int32)
+    mark = np.empty(items, dtype=np.int32)
+    for i in range(items):
+        owner[i] = -1
+        price[i] = np.float32(0)
+        parent[i] = _NOBODY
+    largest = np.float32(0)
+    for g in range(slots):
+        owner[chosen[g]] = g
+        largest = max(largest, abs(gain[g, chosen[g]]))
+    slack = np.float32(1e-6) * largest
+    # The price of its own item when a slot last bid: it need not bid again until that rises.
+    paid = np.empty(slots, dtype=np.float32)
+    for g in range(slots):
+        paid[g] = -_FAR
+    bids = 0
+    while bids < _BIDS * slots:
+        rose = False
+        for g in range(slots):
+            own = price[chosen[g]]
+            if own > paid[g] + slack:
+                bids += 1
+                paid[g] = own
+                if _raise_prices(gain[g], gain[g, chosen[g]] - own, g, slack, price, parent):
+                    rose = True
+        spare, spared = _offer_spare(owner, slack, price, parent)
+        if not (rose or spared):
+            return
+        if _rotate(gain, chosen, owner, parent, spare, mark, paid):
+            for i in range(items):
+                parent[i] = _NOBODY
+    assign_slots(gain, chosen)

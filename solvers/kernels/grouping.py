@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.assignment import assign_slots
-from gyroperm.solvers.kernels.copying import copy_matrix, copy_vector
+from gyroperm.solvers.kernels.assignment import improve_slots
+from gyroperm.solvers.kernels.copying import copy_vector
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 from gyroperm.solvers.kernels.random import random_below, random_bits
@@ -23,6 +23,23 @@ def insert_top(top, value):  # type: ignore[no-untyped-def]
     top[slot] = value
 
 
+@fast_kernel
+def _two_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
+    """:func:`group_value` for 2:4, without a sort.
+
+    The two largest of four are the larger of each pair and the largest of what is left, so the
+    sums vectorise; each row's sum is exact in float64.
+    """
+    total = 0.0
+    for r in range(len(a)):
+        high1, low1 = max(a[r], b[r]), min(a[r], b[r])
+        high2, low2 = max(c[r], d[r]), min(c[r], d[r])
+        first = max(high1, high2)
+        second = max(min(high1, high2), max(low1, low2))
+        total += np.float64(first) + np.float64(second)
+    return total
+
+
 @kernel
 def group_value(X, members, n):  # type: ignore[no-untyped-def]
     """The saliency a group keeps, in float64: the n largest of its columns, row by row.
@@ -30,6 +47,8 @@ def group_value(X, members, n):  # type: ignore[no-untyped-def]
     X (C, R) float32 holds a column of the saliency a row; members (m,) are rows of X.
     """
     m = len(members)
+    if m == 4 and n == 2:
+        return _two_of_four(X[members[0]], X[members[1]], X[members[2]], X[members[3]])
     top = np.empty(n, dtype=np.float32)
     total = 0.0
     for r in range(X.shape[1]):
@@ -41,33 +60,9 @@ def group_value(X, members, n):  # type: ignore[no-untyped-def]
     return total
 
 
-@fast_kernel
-def group_values_fast(X, groups, n, values):  # type: ignore[no-untyped-def]
-    """:func:`group_value` of every group, for the common 2:4 without a sort.
-
-    values (G,) float64 is overwritten. The two largest of four are the larger of each pair and
-    the largest of what is left, so the sums vectorise; each row's sum is exact in float64.
-    """
-    zero = np.float64(0)
-    for g in range(groups.shape[0]):
-        a, b = X[groups[g, 0]], X[groups[g, 1]]
-        c, d = X[groups[g, 2]], X[groups[g, 3]]
-        total = zero
-        for r in range(X.shape[1]):
-            high1, low1 = max(a[r], b[r]), min(a[r], b[r])
-            high2, low2 = max(c[r], d[r]), min(c[r], d[r])
-            first = max(high1, high2)
-            second = max(min(high1, high2), max(low1, low2))
-            total += np.float64(first) + np.float64(second)
-        values[g] = total
-
-
 @kernel
 def group_values(X, groups, n, values):  # type: ignore[no-untyped-def]
     """:func:`group_value` of every group; values (G,) float64 is overwritten."""
-    if groups.shape[1] == 4 and n == 2:
-        group_values_fast(X, groups, n, values)
-        return
     for g in range(groups.shape[0]):
         values[g] = group_value(X, groups[g], n)
 
@@ -148,19 +143,52 @@ def add_noise(gain, spread, temperature, noise, state):  # type: ignore[no-untyp
 
 
 @kernel
-def open_places(X, groups, pool, n, state, place, candidates, released, Q):  # type: ignore[no-untyped-def]
+def open_places(groups, pool, state, place, candidates):  # type: ignore[no-untyped-def]
     """Release a column of every group, at random, beside the pool; see assignment_moves."""
     G, m = groups.shape
     for g in range(G):
         place[g] = random_below(state, m)
         candidates[g] = groups[g, place[g]]
-        copy_vector(X[candidates[g]], released[g])
-        threshold_without(X, groups[g], place[g], n, Q[g])
     copy_vector(pool, candidates[G:])
 
 
 @kernel
-def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # type: ignore[no-untyped-def]
+def product_gains(X, groups, n, place, candidates, released, Q, gain):  # type: ignore[no-untyped-def]
+    """What every candidate adds to every open place, by one relu product."""
+    for a in range(len(candidates)):
+        copy_vector(X[candidates[a]], released[a])
+    for g in range(len(groups)):
+        threshold_without(X, groups[g], place[g], n, Q[g])
+    relu_gain(released, Q, gain)
+
+
+@kernel
+def known_gains(X, groups, n, ids, place, candidates, known, fresh, stale, Q, rows, gain):  # type: ignore[no-untyped-def]
+    """As :func:`product_gains`, from the gains that are ``known`` since a group last changed.
+
+    known (G', m, C + 1) float32 holds what each column adds to each place of all groups of a
+    cell, where ``fresh`` (G', m) says so; ids (G,) tells which of them these groups are. What is
+    not fresh is computed first. stale (G,), Q (G, R) and rows (G, C + 1) are work space.
+    """
+    count = 0
+    for g in range(len(groups)):
+        if not fresh[ids[g], place[g]]:
+            stale[count] = g
+            threshold_without(X, groups[g], place[g], n, Q[count])
+            count += 1
+    relu_gain(X, Q[:count], rows[:count])
+    for k in range(count):
+        g = stale[k]
+        copy_vector(rows[k], known[ids[g], place[g]])
+        fresh[ids[g], place[g]] = True
+    for g in range(len(groups)):
+        row = known[ids[g], place[g]]
+        for a in range(len(candidates)):
+            gain[g, a] = row[candidates[a]]
+
+
+@kernel
+def assignment_moves(X, groups, pool, n, moves, temperature, noise, ids, known, fresh, state):  # type: ignore[no-untyped-def]
     """Assignment moves on a block of groups and a pool of discarded columns, both in place.
 
     A move releases one column of every group, at a random position; the released and the pool
@@ -172,47 +200,59 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
     Gumbel distribution makes each move a draw rather than a maximum. At temperature 0 a move is
     kept only if the float64 value of the block does not fall.
 
-    X (C, R) float32; groups (G, m) int32; pool (D,) int32; noise (4096,) float32. Returns the
-    value gained (only known at temperature 0), the last moves in a row that brought nothing, and
-    how many columns went elsewhere than they came from.
+    Gains change only where a group does. While most stay, it pays to keep them: see
+    :func:`known_gains`; with ``known`` of no groups every move computes all it needs.
+
+    X (C + 1, R) float32; groups (G, m) int32; pool (D,) int32; noise (4096,) float32; ids (G,)
+    int64, known and fresh as in :func:`known_gains`. Returns the value gained (only known at
+    temperature 0), the last moves in a row that brought nothing, and how many columns went
+    elsewhere than they came from.
     """
-    G = groups.shape[0]
-    D = len(pool)
-    R = X.shape[1]
-    candidates = np.empty(G + D, dtype=np.int32)
-    released = np.empty((G + D, R), dtype=np.float32)
+    G, m = groups.shape
+    A = G + len(pool)
+    C, R = X.shape
+    keeps = known.shape[0] > 0
+    candidates = np.empty(A, dtype=np.int32)
+    released = np.empty((A, R), dtype=np.float32)
     Q = np.empty((G, R), dtype=np.float32)
-    gain = np.empty((G, G + D), dtype=np.float32)
+    rows = np.empty((G if keeps else 0, C), dtype=np.float32)
+    gain = np.empty((G, A), dtype=np.float32)
     chosen = np.empty(G, dtype=np.int32)
     place = np.empty(G, dtype=np.int64)
-    taken = np.empty(G + D, dtype=np.bool_)
+    stale_places = np.empty(G, dtype=np.int64)
+    taken = np.empty(A, dtype=np.bool_)
     values = np.empty(G)
+    trial = np.empty(m, dtype=np.int32)
     new_values = np.empty(G)
-    trial = np.empty_like(groups)
-    spread = np.empty(G + D, dtype=np.float32)
+    spread = np.empty(A, dtype=np.float32)
     judged = temperature <= 0.0
     if judged:
         group_values(X, groups, n, values)
-    for d in range(D):
-        copy_vector(X[pool[d]], released[G + d])
     gained = 0.0
     stale = 0
     moved = 0
     for _ in range(moves):
-        open_places(X, groups, pool, n, state, place, candidates, released, Q)
-        relu_gain(released, Q, gain)
+        open_places(groups, pool, state, place, candidates)
+        if keeps:
+            known_gains(
+                X, groups, n, ids, place, candidates, known, fresh, stale_places, Q, rows, gain
+            )
+        else:
+            product_gains(X, groups, n, place, candidates, released, Q, gain)
         if not judged:
             gain_spreads(gain, spread)
             add_noise(gain, spread, temperature, noise, state)
-        assign_slots(gain, chosen)
         for g in range(G):
-            copy_vector(groups[g], trial[g])
-            trial[g, place[g]] = candidates[chosen[g]]
+            chosen[g] = g
+        improve_slots(gain, chosen)
         if judged:
-            group_values(X, trial, n, new_values)
             change = 0.0
             for g in range(G):
-                change += new_values[g] - values[g]
+                if chosen[g] != g:
+                    copy_vector(groups[g], trial)
+                    trial[place[g]] = candidates[chosen[g]]
+                    new_values[g] = group_value(X, trial, n)
+                    change += new_values[g] - values[g]
             stale += 1
             # A sideways move costs nothing and leads elsewhere; only a rise is progress.
             if change < 0.0:
@@ -220,17 +260,18 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, state):  # t
             if change > 0.0:
                 stale = 0
             gained += change
-            copy_vector(new_values, values)
-        copy_matrix(trial, groups)
         taken[:] = False
         for g in range(G):
             taken[chosen[g]] = True
-            moved += chosen[g] != g
+            if chosen[g] != g:
+                moved += 1
+                groups[g, place[g]] = candidates[chosen[g]]
+                values[g] = new_values[g]
+                if keeps:
+                    fresh[ids[g]] = False
         d = 0
-        for a in range(G + D):
+        for a in range(A):
             if not taken[a]:
                 pool[d] = candidates[a]
-                if a != G + d:
-                    copy_vector(X[candidates[a]], released[G + d])
                 d += 1
     return gained, stale, moved

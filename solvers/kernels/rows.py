@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.assignment import assign_slots
-from gyroperm.solvers.kernels.copying import copy_matrix
+from gyroperm.solvers.kernels.assignment import improve_slots
+from gyroperm.solvers.kernels.copying import copy_matrix, copy_vector
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.grouping import add_noise, gain_spreads
 from gyroperm.solvers.kernels.jit import kernel
@@ -44,49 +44,39 @@ def top_threshold(values, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def all_thresholds(sums, windows, kept, shared, thresholds):  # type: ignore[no-untyped-def]
-    """The threshold of every vector, (T, C): its tile's, its window's, or the layer's.
+def tile_value(sums, windows, kept, window, thresholds):  # type: ignore[no-untyped-def]
+    """What a tile keeps of its vectors' scores, (C,), and the threshold of each vector.
 
-    windows (W, M) int32 holds the columns among which ``kept`` are kept by each tile, -1 for
-    virtual ones; with ``shared`` one budget of ``kept`` is taken from all tiles together.
+    windows (W, M) int32 holds the columns among which ``kept`` are kept, -1 for virtual ones;
+    thresholds (C,) is overwritten with the least kept score of each column's window; window (M,)
+    float64 is work space. The value is the excess over the thresholds plus the thresholds.
     """
-    T = sums.shape[0]
-    if shared:
-        threshold = top_threshold(sums.copy().reshape(-1), kept)
-        for t in range(T):
-            for c in range(sums.shape[1]):
-                thresholds[t, c] = threshold
-        return
-    W, M = windows.shape
-    window = np.empty(M)
-    for t in range(T):
-        for w in range(W):
-            real = 0
-            for k in range(M):
-                if windows[w, k] >= 0:
-                    window[real] = sums[t, windows[w, k]]
-                    real += 1
-            threshold = top_threshold(window[:real], kept)
-            for k in range(M):
-                if windows[w, k] >= 0:
-                    thresholds[t, windows[w, k]] = threshold
+    total = 0.0
+    for w in range(windows.shape[0]):
+        real = 0
+        for k in range(windows.shape[1]):
+            if windows[w, k] >= 0:
+                window[real] = sums[windows[w, k]]
+                real += 1
+        threshold = top_threshold(window[:real], kept)
+        if real:
+            total += threshold * kept
+        for k in range(windows.shape[1]):
+            if windows[w, k] >= 0:
+                thresholds[windows[w, k]] = threshold
+                total += max(0.0, sums[windows[w, k]] - threshold)
+    return total
 
 
 @kernel
-def vector_value(sums, thresholds, windows, kept, shared):  # type: ignore[no-untyped-def]
-    """The summed scores of all kept vectors: excess over the thresholds plus the thresholds."""
-    total = 0.0
+def shared_value(sums, kept, thresholds):  # type: ignore[no-untyped-def]
+    """As :func:`tile_value`, of all tiles, (T, C), that share one budget of ``kept`` vectors."""
+    threshold = top_threshold(sums.copy().reshape(-1), kept)
+    total = threshold * kept
     for t in range(sums.shape[0]):
         for c in range(sums.shape[1]):
-            total += max(0.0, sums[t, c] - thresholds[t, c])
-    if shared:
-        return total + thresholds[0, 0] * kept
-    for t in range(sums.shape[0]):
-        for w in range(windows.shape[0]):
-            for k in range(windows.shape[1]):
-                if windows[w, k] >= 0:
-                    total += thresholds[t, windows[w, k]] * kept
-                    break
+            thresholds[t, c] = threshold
+            total += max(0.0, sums[t, c] - threshold)
     return total
 
 
@@ -111,54 +101,74 @@ def row_moves(Z, tiles, windows, kept, shared, moves, temperature, noise, state)
     columns. Temperature and noise as in ``assignment_moves``; at temperature 0 a move is kept
     only if the exact value does not fall.
 
-    Z (R + 1, C) float32, its last row zero; tiles (T, V) int32. Returns the value after the
-    moves, the last moves in a row that brought nothing, and how many rows went elsewhere.
+    Z (R + 1, C) float32, its last row zero; tiles (T, V) int32; windows (W, M) and kept as in
+    :func:`tile_value`, or, if shared, ``kept`` for all tiles together. Returns the last moves in
+    a row that brought nothing, and how many rows went elsewhere.
     """
     T, V = tiles.shape
     C = Z.shape[1]
     sums = row_sums(Z, tiles)
+    new_sums = sums.copy()
     thresholds = np.empty((T, C))
-    all_thresholds(sums, windows, kept, shared, thresholds)
-    value = vector_value(sums, thresholds, windows, kept, shared)
+    new_thresholds = np.empty((T, C))
+    values = np.zeros(T)
+    new_values = np.zeros(T)
+    window = np.empty(windows.shape[1])
+    value = 0.0
+    if shared:
+        value = shared_value(sums, kept, thresholds)
+    else:
+        for t in range(T):
+            values[t] = tile_value(sums[t], windows, kept, window, thresholds[t])
     released = np.empty((T, C), dtype=np.float32)
     Q = np.empty((T, C), dtype=np.float32)
     gain = np.empty((T, T), dtype=np.float32)
     chosen = np.empty(T, dtype=np.int32)
     place = np.empty(T, dtype=np.int64)
     rows = np.empty(T, dtype=np.int32)
-    old_sums = np.empty_like(sums)
     spread = np.empty(T, dtype=np.float32)
     stale = 0
     moved = 0
     for _ in range(moves):
-        copy_matrix(sums, old_sums)
         for t in range(T):
             place[t] = random_below(state, V)
             rows[t] = tiles[t, place[t]]
+            chosen[t] = t
+            copy_vector(Z[rows[t]], released[t])
             for c in range(C):
-                z = Z[rows[t], c]
-                released[t, c] = z
-                sums[t, c] -= z
-                Q[t, c] = thresholds[t, c] - sums[t, c]
+                Q[t, c] = thresholds[t, c] - (sums[t, c] - released[t, c])
         relu_gain(released, Q, gain)
         if temperature > 0.0:
             gain_spreads(gain, spread)
             add_noise(gain, spread, temperature, noise, state)
-        assign_slots(gain, chosen)
+        improve_slots(gain, chosen)
+        change = 0.0
         for t in range(T):
+            if chosen[t] == t:
+                continue
             for c in range(C):
-                sums[t, c] += released[chosen[t], c]
-        all_thresholds(sums, windows, kept, shared, thresholds)
-        new_value = vector_value(sums, thresholds, windows, kept, shared)
+                new_sums[t, c] = sums[t, c] - released[t, c] + released[chosen[t], c]
+            if not shared:
+                new_values[t] = tile_value(new_sums[t], windows, kept, window, new_thresholds[t])
+                change += new_values[t] - values[t]
+        if shared:
+            change = shared_value(new_sums, kept, new_thresholds) - value
         stale += 1
-        if temperature <= 0.0 and new_value < value:
-            copy_matrix(old_sums, sums)
-            all_thresholds(sums, windows, kept, shared, thresholds)
-            continue
-        if new_value > value:
+        accepted = temperature > 0.0 or change >= 0.0
+        if accepted and change > 0.0:
             stale = 0
-        value = new_value
         for t in range(T):
-            tiles[t, place[t]] = rows[chosen[t]]
-            moved += chosen[t] != t
-    return value, stale, moved
+            if chosen[t] == t:
+                continue
+            if accepted:
+                moved += 1
+                tiles[t, place[t]] = rows[chosen[t]]
+                values[t] = new_values[t]
+                copy_vector(new_sums[t], sums[t])
+                copy_vector(new_thresholds[t], thresholds[t])
+            else:
+                copy_vector(sums[t], new_sums[t])
+        if shared and accepted:
+            value += change
+            copy_matrix(new_thresholds, thresholds)
+    return stale, moved
