@@ -60,7 +60,7 @@ class AssignOptions:
     """
 
     anneal: bool = True
-    hot: float = 0.15
+    hot: float = 0.4
     cold: float = 0.002
     row_hot: float = 0.3
     row_cold: float = 0.02
