@@ -67,6 +67,8 @@ _SHIPPED = {
     "identity": "gyroperm.solvers.identity",
     "gyro": "gyroperm.solvers.gyro",
     "assign": "gyroperm.solvers.assign",
+    "stripe": "gyroperm.solvers.stripe",
+    "swap": "gyroperm.solvers.swap",
 }
 _methods: dict[str, Method] = {}
 _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}
