@@ -45,11 +45,10 @@ class Moves:
     stripes : int
         The stripes of a window.
     layouts : ndarray of int32, shape (S, stripes * m)
-        For every move the order that it puts the columns of a window in; the first changes
-        nothing.
+        For every move the order that it puts the columns of a window in.
     evaluate : callable
-        ``evaluate(X, groups, windows, gains, choices)`` finds the best move of each window;
-        called by several threads at once.
+        ``evaluate(X, groups, windows, gains, choices)`` finds the best move of each window, with
+        a gain of 0 where none improves; called by several threads at once.
     cost : float
         About how many nanoseconds that takes for a window.
     """
