@@ -137,6 +137,8 @@ def greedy_search(
     phases : iterable of iterables of Part
         One after the other; the parts of a phase share no stripe and take turns.
     """
+    if search.stopped():
+        return start
     problem = search.problem
     n = problem.pattern.n
     layers = []

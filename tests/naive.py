@@ -451,3 +451,33 @@ def check_tvw(mask, tile_rows, groups, alive, *, n, m, V, vec_ratio) -> None:  #
         _require(len(tile) * m <= ceil_to(C, m), "a tile keeps more groups than there are")
         _require_tile_columns(tile, m, C)
     _require_kept(mask, tile_rows, groups, n)
+
+
+# ---------------------------------------------------------------- published searches of plain N:M
+
+
+def best_swap(S: np.ndarray, one: Sequence[int], other: Sequence[int], n: int) -> float:
+    """The most that exchanging a column of one group with one of another adds; 0 if none does."""
+    rows = range(len(S))
+    now = group_value(S, rows, one, n) + group_value(S, rows, other, n)
+    best = now
+    for i in range(len(one)):
+        for j in range(len(other)):
+            first = [*one[:i], other[j], *one[i + 1 :]]
+            second = [*other[:j], one[i], *other[j + 1 :]]
+            best = max(best, group_value(S, rows, first, n) + group_value(S, rows, second, n))
+    return best - now
+
+
+def best_split(S: np.ndarray, groups: Sequence[Sequence[int]], n: int) -> float:
+    """The most that dealing the columns of some groups anew adds, by every way to do so."""
+    rows = range(len(S))
+    m = len(groups[0])
+
+    @cache
+    def value(places: tuple[int, ...]) -> float:
+        return group_value(S, rows, [columns[p] for p in places], n)
+
+    columns = [c for group in groups for c in group]
+    now = sum(group_value(S, rows, group, n) for group in groups)
+    return max(sum(map(value, split)) for split in partitions(range(len(columns)), m)) - now

@@ -402,7 +402,7 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"auto +today assign: .+", lines[0])
     listed = {line.split()[0] for line in lines if not line.startswith(" ")}
-    assert {"identity", "gyro", "assign"} <= listed
+    assert {"identity", "gyro", "assign", "stripe", "swap"} <= listed
 
 
 def test_version_and_help() -> None:

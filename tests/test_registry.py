@@ -16,7 +16,7 @@ from gyroperm.arrangement import Arrangement
 from gyroperm.solvers import registry
 from gyroperm.solvers.identity import identity_arrangement
 
-SHIPPED = ("identity", "gyro", "assign")
+SHIPPED = ("identity", "gyro", "assign", "stripe", "swap")
 
 
 @pytest.fixture
