@@ -172,9 +172,9 @@ def best_rearrangements(X, groups, windows, n, splits, subsets, gains, choices):
 
 
 @kernel
-def apply_moves(
+def apply_moves(  # type: ignore[no-untyped-def]
     X, groups, values, n, windows, layouts, order, choices, gains, changed, begin, most
-):  # type: ignore[no-untyped-def]
+):
     """Apply moves in the given order, in place, each unless a stripe of its has changed before.
 
     A move puts the columns of a window, numbered stripe by stripe, in the order of its layout. It
