@@ -177,16 +177,17 @@ def _run(search: Search, layers: list[Layer], maps: list[_Map], phase: int) -> N
     while active and not search.stopped():
         random = search.random(_ORDER, phase, turn)
         turn += 1
-        jobs = [(one, windows) for one in active for windows in one.jobs(random)]
+        counts = [one.prepare(random) for one in active]
         # At random, so that what a stop leaves unknown is spread over all stripes.
-        jobs = [jobs[j] for j in random.permutation(len(jobs))]
+        jobs = random.permutation(sum(counts))
+        owners = np.repeat(np.arange(len(active)), counts)
+        firsts = np.cumsum(counts) - counts
         batch = _JOBS_PER_THREAD * search.threads
         for first in range(0, len(jobs), batch):
             if first and search.stopped():
                 break
-            parallel_map(
-                lambda job: job[0].evaluate(job[1]), jobs[first : first + batch], search.threads
-            )
+            part = [(active[owners[j]], j - firsts[owners[j]]) for j in jobs[first : first + batch]]
+            parallel_map(lambda job: job[0].evaluate(job[1]), part, search.threads)
         for one in active:
             one.apply(search)
         search.record(_retained(layers))
@@ -207,6 +208,8 @@ class _Map:
         self._X = layer.X
         self._n = n
         self._moves = part.moves
+        self._job_size = max(1, int(_JOB_NS / part.moves.cost))
+        self._pending = np.empty(0, dtype=np.intp)
         self._attempts = part.escape_attempts
         self._random = random
         self._gains = np.zeros(len(self.windows), dtype=np.float32)
@@ -220,19 +223,19 @@ class _Map:
         """Whether the last round changed anything."""
         return bool(self._changed.any())
 
-    def jobs(self, random: np.random.Generator) -> list[NDArray[np.intp]]:
-        """The windows to evaluate, those that hold a changed stripe, cut into jobs."""
+    def prepare(self, random: np.random.Generator) -> int:
+        """Forget the windows that hold a changed stripe; returns the jobs to evaluate them in."""
         touched = self._changed[self.windows[:, 0]]
         for s in range(1, self.windows.shape[1]):
             touched |= self._changed[self.windows[:, s]]
-        pending = random.permutation(np.flatnonzero(touched))
-        self._gains[pending] = 0.0
+        self._pending = random.permutation(np.flatnonzero(touched))
+        self._gains[self._pending] = 0.0
         self._changed[:] = False
-        size = max(1, int(_JOB_NS / self._moves.cost))
-        return [pending[first : first + size] for first in range(0, len(pending), size)]
+        return math.ceil(len(self._pending) / self._job_size)
 
-    def evaluate(self, windows: NDArray[np.intp]) -> None:
-        """Find the best moves of some windows."""
+    def evaluate(self, job: int) -> None:
+        """Find the best moves of the windows of a job."""
+        windows = self._pending[job * self._job_size : (job + 1) * self._job_size]
         gains = np.empty(len(windows), dtype=np.float32)
         choices = np.empty(len(windows), dtype=np.int32)
         self._moves.evaluate(self._X, self._groups, self.windows[windows], gains, choices)
