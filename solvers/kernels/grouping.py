@@ -10,6 +10,9 @@ from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 from gyroperm.solvers.kernels.random import random_below, random_bits
 
+# A move offers at most so many columns of the pool for every open place.
+_DRAWN = 1
+
 
 @kernel
 def insert_top(top, value):  # type: ignore[no-untyped-def]
@@ -144,12 +147,21 @@ def add_noise(gain, spread, temperature, noise, state):  # type: ignore[no-untyp
 
 @kernel
 def open_places(groups, pool, state, place, candidates):  # type: ignore[no-untyped-def]
-    """Release a column of every group, at random, beside the pool; see assignment_moves."""
+    """Release a column of every group, at random, beside the pool; see assignment_moves.
+
+    If there is no room for the whole pool, a random part of it is brought to its front.
+    """
     G, m = groups.shape
     for g in range(G):
         place[g] = random_below(state, m)
         candidates[g] = groups[g, place[g]]
-    copy_vector(pool, candidates[G:])
+    D = len(pool)
+    drawn = len(candidates) - G
+    for d in range(drawn):
+        if drawn < D:
+            other = d + random_below(state, D - d)
+            pool[d], pool[other] = pool[other], pool[d]
+        candidates[G + d] = pool[d]
 
 
 @kernel
@@ -209,7 +221,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, ids, known, 
     elsewhere than they came from.
     """
     G, m = groups.shape
-    A = G + len(pool)
+    A = G + min(len(pool), _DRAWN * G)
     C, R = X.shape
     keeps = known.shape[0] > 0
     candidates = np.empty(A, dtype=np.int32)
