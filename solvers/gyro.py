@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
-from gyroperm.solvers.assignment import max_assignment, max_transport
+from gyroperm.solvers.assignment import max_assignment
+from gyroperm.solvers.clustering import balanced_clusters, cluster_sums, rows_of
 from gyroperm.solvers.kernels.gain import relu_gain
-from gyroperm.solvers.kernels.gyro import join_thresholds, kept_by_tile
+from gyroperm.solvers.kernels.gyro import join_thresholds
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.search import Search
 from gyroperm.solvers.vectors import (
+    arrange_tiles,
     choose_vectors,
     columns_as_they_lie,
     rows_as_they_lie,
+    tile_values,
     vector_scores,
 )
 
@@ -158,25 +161,7 @@ def _start(search: Search) -> Arrangement:
         return search.initial
     problem = search.problem
     order = columns_as_they_lie(problem) if problem.pattern.shared_order else None
-    return _arrange(problem, rows_as_they_lie(problem), order)
-
-
-def _arrange(
-    problem: Problem, tile_rows: NDArray[np.int32], order: NDArray[np.int32] | None
-) -> Arrangement:
-    """The best vectors of given tiles, in groups as they lie."""
-    scores = vector_scores(problem.search_saliency, tile_rows)
-    chosen = choose_vectors(problem, scores, order)
-    return Arrangement(tile_rows, tuple(c.reshape(-1, problem.pattern.m) for c in chosen), order)
-
-
-def _tile_values(problem: Problem, arrangement: Arrangement) -> list[float]:
-    """What each tile keeps, in float64."""
-    # Kernels are compiled for writable arrays; those of an arrangement are not.
-    return [
-        kept_by_tile(problem.search_saliency, rows.copy(), groups.copy(), problem.pattern.n)
-        for rows, groups in zip(arrangement.tile_rows, arrangement.groups, strict=True)
-    ]
+    return arrange_tiles(problem, rows_as_they_lie(problem), order)
 
 
 # --- Output channels: which rows share a tile ------------------------------------------------
@@ -185,7 +170,7 @@ def _tile_values(problem: Problem, arrangement: Arrangement) -> list[float]:
 def _permute_rows(search: Search, options: GyroOptions, start: Arrangement) -> Arrangement:
     """Move rows between the tiles of their block while that keeps more at the vector level."""
     problem = search.problem
-    search.improve(sum(_tile_values(problem, start)))
+    search.improve(sum(tile_values(problem, start)))
     prunes_vectors = problem.kept_columns < problem.padded_columns
     if problem.tile_size == 1 or max(problem.block_tiles) == 1 or not prunes_vectors:
         return start
@@ -202,8 +187,8 @@ def _permute_rows(search: Search, options: GyroOptions, start: Arrangement) -> A
                 search.record()
     if not level.moved:
         return start
-    arrangement = _arrange(problem, level.tile_rows, start.col_order)
-    search.improve(sum(_tile_values(problem, arrangement)))
+    arrangement = arrange_tiles(problem, level.tile_rows, start.col_order)
+    search.improve(sum(tile_values(problem, arrangement)))
     return arrangement
 
 
@@ -234,10 +219,12 @@ class _VectorLevel:
         tiles = np.flatnonzero(problem.tile_block == block)
         places = np.argsort(rng.random((len(tiles), problem.tile_size)), axis=1)[:, :size]
         sampled = self.tile_rows[tiles[:, None], places]
-        saliency = _rows_of(problem.search_saliency, sampled.reshape(-1))
-        clusters = _balanced_clusters(saliency, len(tiles), rng, iterations, search.stopped)
-        rest = self._scores[tiles] - _summed(saliency, np.arange(saliency.shape[0]), len(tiles))
-        joining = _summed(saliency, clusters, len(tiles))
+        saliency = rows_of(problem.search_saliency, sampled.reshape(-1))
+        clusters = balanced_clusters(saliency, len(tiles), rng, iterations, search.stopped)
+        rest = self._scores[tiles] - cluster_sums(
+            saliency, np.arange(saliency.shape[0]), len(tiles)
+        )
+        joining = cluster_sums(saliency, clusters, len(tiles))
         to = max_assignment(self._gains(block, rest, joining, search.threads))
         scores = self._scores.copy()
         scores[tiles[to]] = rest[to] + joining
@@ -289,71 +276,13 @@ class _VectorLevel:
         return np.stack(parallel_map(kept, range(len(rest)), threads if worth else 1), axis=1)
 
 
-def _rows_of(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The named rows; virtual ones are zero."""
-    result = saliency[rows]
-    result[rows < 0] = 0.0
-    return result
-
-
-def _summed(
-    vectors: NDArray[np.float32], members: NDArray[np.integer], clusters: int
-) -> NDArray[np.float64]:
-    """The summed members of each cluster, shape (clusters, C)."""
-    sums = np.empty((clusters, vectors.shape[1]))
-    for k, chosen in enumerate(members.reshape(clusters, -1)):
-        vectors[chosen].sum(axis=0, dtype=np.float64, out=sums[k])
-    return sums
-
-
-def _balanced_clusters(
-    vectors: NDArray[np.float32],
-    clusters: int,
-    rng: np.random.Generator,
-    iterations: int,
-    stopped: Callable[[], bool],
-) -> NDArray[np.intp]:
-    """Balanced k-means: as many vectors in every cluster, nearest to their mean in all.
-
-    Parameters
-    ----------
-    vectors : ndarray of float32, shape (clusters * size, C)
-    clusters : int
-    rng : numpy.random.Generator
-        Draws the vectors that are the first centroids.
-    iterations : int
-        At most so many; ends earlier where the clusters repeat.
-    stopped : callable
-        Asked after every iteration.
-
-    Returns
-    -------
-    ndarray of intp, shape (clusters * size,)
-        The members of the first cluster, of the second, ...
-    """
-    size = len(vectors) // clusters
-    if size == 1:
-        return np.arange(clusters)
-    centroids = vectors[rng.choice(len(vectors), clusters, replace=False)]
-    labels = np.full(len(vectors), -1)
-    for _ in range(iterations):
-        # ||x - c||^2 less what does not depend on the cluster.
-        gain = 2.0 * (vectors @ centroids.T) - np.einsum("kc,kc->k", centroids, centroids)
-        previous, labels = labels, max_transport(gain, size)
-        if np.array_equal(labels, previous) or stopped():
-            break
-        members = np.argsort(labels, kind="stable")
-        centroids = (_summed(vectors, members, clusters) / size).astype(np.float32)
-    return np.argsort(labels, kind="stable")
-
-
 # --- Input channels: which kept vectors of a tile share a group ------------------------------
 
 
 def _permute_columns(search: Search, options: GyroOptions, start: Arrangement) -> Arrangement:
     """Regroup the kept vectors of every tile while that keeps more at the n:m level."""
     problem = search.problem
-    values = _tile_values(problem, start)
+    values = tile_values(problem, start)
     tiles = [
         _Tile(problem, start.tile_rows[t], start.groups[t], search.random(_COLUMNS, t), values[t])
         for t in range(problem.tiles)

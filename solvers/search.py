@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +97,19 @@ class Search:
         if self._stop is None:
             return False
         return bool(self._stop(self._state()))
+
+    def affords(self, seconds: float) -> bool:
+        """Whether a step of so many seconds may begin that nothing can interrupt.
+
+        False where the search is stopped, or its criterion tells that it would be by then.
+        """
+        if self.stopped():
+            return False
+        if not isinstance(self._stop, Criterion):
+            return True
+        state = self._state()
+        used = self._stop.progress(replace(state, seconds=state.seconds + seconds))
+        return used is None or used < 1.0
 
     def progress(self) -> float | None:
         """How much of what the user's criterion allows is used up, in [0, 1]; None if unknown.

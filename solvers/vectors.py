@@ -7,7 +7,13 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
+from gyroperm.solvers.kernels.gyro import kept_by_tile
+from gyroperm.solvers.parallel import parallel_map
+
+# A matrix of so many entries is worth several threads.
+_ENTRIES_WORTH_THREADS = 1 << 18
 
 
 def rows_as_they_lie(problem: Problem) -> NDArray[np.int32]:
@@ -65,6 +71,29 @@ def choose_vectors(
     ranked = [np.argsort(-row, kind="stable").astype(np.int32) for row in scores]
     counts = vectors_per_tile(problem, scores, ranked)
     return [_padded(np.sort(r[:k]), k) for r, k in zip(ranked, counts, strict=True)]
+
+
+def arrange_tiles(
+    problem: Problem, tile_rows: NDArray[np.int32], col_order: NDArray[np.int32] | None
+) -> Arrangement:
+    """The highest scoring vectors of given tiles, in groups as they lie."""
+    scores = vector_scores(problem.search_saliency, tile_rows)
+    chosen = choose_vectors(problem, scores, col_order)
+    groups = tuple(c.reshape(-1, problem.pattern.m) for c in chosen)
+    return Arrangement(tile_rows, groups, col_order)
+
+
+def tile_values(problem: Problem, arrangement: Arrangement, threads: int = 1) -> list[float]:
+    """What each tile keeps, in float64, in the scale of ``problem.search_saliency``."""
+    saliency, n = problem.search_saliency, problem.pattern.n
+
+    def value(tile: int) -> float:
+        # Kernels are compiled for writable arrays; those of an arrangement are not.
+        rows, groups = arrangement.tile_rows[tile].copy(), arrangement.groups[tile].copy()
+        return float(kept_by_tile(saliency, rows, groups, n))
+
+    worth = saliency.size >= _ENTRIES_WORTH_THREADS
+    return parallel_map(value, range(problem.tiles), threads if worth else 1)
 
 
 def _padded(columns: NDArray[np.int32], count: int) -> NDArray[np.int32]:

@@ -12,7 +12,8 @@ from gyroperm import MaxRounds, Pattern, solve
 from gyroperm.problem import Problem
 from gyroperm.solvers import Search, registry
 from gyroperm.solvers.assignment import max_transport
-from gyroperm.solvers.gyro import GyroOptions, _balanced_clusters
+from gyroperm.solvers.clustering import balanced_clusters
+from gyroperm.solvers.gyro import GyroOptions
 from gyroperm.solvers.kernels.gyro import join_thresholds, kept_by_tile
 
 PATTERNS = {
@@ -239,11 +240,11 @@ def test_bad_options_are_refused(options, complaint):
         solve(np.ones((4, 8)), method="gyro", options=options)
 
 
-def test_balanced_clusters_have_the_same_size_and_find_what_is_apart():
+def testbalanced_clusters_have_the_same_size_and_find_what_is_apart():
     rng = np.random.default_rng(12)
     label = rng.permutation(np.repeat(np.arange(5), 6))
     vectors = (10.0 * np.eye(5)[label] + rng.random((30, 5))).astype(np.float32)
-    members = _balanced_clusters(vectors, 5, rng, 50, lambda: False)
+    members = balanced_clusters(vectors, 5, rng, 50, lambda: False)
     assert sorted(members.tolist()) == list(range(30))
     spread = sum(vectors[c].var(axis=0).sum() for c in members.reshape(5, 6))
     shuffled = sum(vectors[c].var(axis=0).sum() for c in rng.permutation(30).reshape(5, 6))
