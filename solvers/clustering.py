@@ -10,13 +10,6 @@ from numpy.typing import NDArray
 from gyroperm.solvers.assignment import max_transport
 
 
-def rows_of(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The named rows; virtual ones are zero."""
-    result = saliency[rows]
-    result[rows < 0] = 0.0
-    return result
-
-
 def cluster_sums(
     vectors: NDArray[np.float32], members: NDArray[np.integer], clusters: int
 ) -> NDArray[np.float64]:

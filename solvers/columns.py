@@ -12,11 +12,14 @@ from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
 from gyroperm.solvers.kernels.grouping import assignment_moves, group_values
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.search import Search
+from gyroperm.solvers.vectors import rows_of
 
 # A kernel call takes so many moves as fit in about 3 ms: long enough to hide the call, short
 # enough to look at the clock. A gain costs V / 20 ns, its part of the assignment about 8 ns.
 _CALL_NS = 3_000_000
 _MIN_MOVES, _MAX_MOVES = 2, 256
+# Rows that are transposed together.
+_STRIP = 64
 # Jobs between two looks at the clock, for each thread.
 _BATCH = 16
 # Gains are kept from move to move where computing them takes longer than looking them up, and
@@ -92,8 +95,10 @@ class Cell:
 def tile_columns(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
     """The saliency of a tile as the kernels take it: (C + 1, V), virtual rows and columns zero."""
     X = np.zeros((saliency.shape[1] + 1, len(rows)), dtype=np.float32)
-    real = rows >= 0
-    X[:-1, real] = saliency[rows[real]].T
+    # In strips: a transposition of the whole misses the cache at every entry.
+    for first in range(0, len(rows), _STRIP):
+        strip = rows[first : first + _STRIP]
+        X[:-1, first : first + _STRIP] = rows_of(saliency, strip).T
     return X
 
 
@@ -142,7 +147,7 @@ def arrange_columns(
     index = {id(cell): c for c, cell in enumerate(cells)}
     active = [cell for cell in cells if len(cell.groups) and _can_move(cell, n)]
     for cell in cells:
-        cell.value = _value(cell.X, cell.groups, n)
+        cell.value = groups_value(cell.X, cell.groups, n)
         cell.stale = 0
         cell.remember()
     sweep = 0
@@ -199,7 +204,8 @@ def _can_move(cell: Cell, n: int) -> bool:
     return len(cell.pool) > 0 or (G > 1 and n < m)
 
 
-def _value(X: NDArray[np.float32], groups: NDArray[np.int32], n: int) -> float:
+def groups_value(X: NDArray[np.float32], groups: NDArray[np.int32], n: int) -> float:
+    """The saliency that groups of the columns of :func:`tile_columns` keep, in float64."""
     values = np.empty(len(groups))
     group_values(X, groups, n, values)
     return float(values.sum())
@@ -223,7 +229,7 @@ class _Job:
 
     def run(self, n: int, annealed: bool, noise: NDArray[np.float32]) -> None:
         G = len(self.groups)
-        self.value_before = _value(self.cell.X, self.groups, n)
+        self.value_before = groups_value(self.cell.X, self.groups, n)
         cost = G * (G + len(self.pool)) * (self.cell.X.shape[1] / 20 + 8)
         moves = min(_MAX_MOVES, max(_MIN_MOVES, int(_CALL_NS / cost)))
         known, fresh = self.cell.gains_to_keep(self.chosen, len(self.pool))
@@ -243,7 +249,7 @@ class _Job:
         self.released = moves * G
         # Whether the whole call brought nothing, and how long that call was.
         self.stale_moves = moves if stale >= moves else 0
-        self.value = _value(self.cell.X, self.groups, n)
+        self.value = groups_value(self.cell.X, self.groups, n)
 
 
 def _deal(cell: Cell, block_groups: int, random: np.random.Generator) -> list[_Job]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
 from gyroperm.solvers.assignment import max_assignment
-from gyroperm.solvers.clustering import balanced_clusters, cluster_sums, rows_of
+from gyroperm.solvers.clustering import balanced_clusters, cluster_sums
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.gyro import join_thresholds
 from gyroperm.solvers.parallel import parallel_map
@@ -23,6 +23,7 @@ from gyroperm.solvers.vectors import (
     choose_vectors,
     columns_as_they_lie,
     rows_as_they_lie,
+    rows_of,
     tile_values,
     vector_scores,
 )

@@ -33,6 +33,13 @@ def columns_as_they_lie(problem: Problem) -> NDArray[np.int32]:
     return order if problem.orders == 1 else np.tile(order, (problem.orders, 1))
 
 
+def rows_of(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The named rows; virtual ones are zero."""
+    result = saliency[rows]
+    result[rows < 0] = 0.0
+    return result
+
+
 def vector_scores(
     saliency: NDArray[np.floating], tile_rows: NDArray[np.int32]
 ) -> NDArray[np.float64]:

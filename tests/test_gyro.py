@@ -240,7 +240,7 @@ def test_bad_options_are_refused(options, complaint):
         solve(np.ones((4, 8)), method="gyro", options=options)
 
 
-def testbalanced_clusters_have_the_same_size_and_find_what_is_apart():
+def test_balanced_clusters_have_the_same_size_and_find_what_is_apart():
     rng = np.random.default_rng(12)
     label = rng.permutation(np.repeat(np.arange(5), 6))
     vectors = (10.0 * np.eye(5)[label] + rng.random((30, 5))).astype(np.float32)
