@@ -8,10 +8,10 @@ an optimum, an identity and a check of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -481,3 +481,36 @@ def best_split(S: np.ndarray, groups: Sequence[Sequence[int]], n: int) -> float:
     columns = [c for group in groups for c in group]
     now = sum(group_value(S, rows, group, n) for group in groups)
     return max(sum(map(value, split)) for split in partitions(range(len(columns)), m)) - now
+
+
+# ---------------------------------------------------------------- one step of a published method
+
+
+def window_value(sums: Sequence[float], kept: int) -> float:
+    """What a window keeps of the summed vectors in it: the largest."""
+    return math.fsum(sorted(map(float, sums), reverse=True)[:kept])
+
+
+def tiles_value(
+    S: np.ndarray, tiles: Sequence[Sequence[int]], windows: Sequence[Sequence[int]], kept: int
+) -> float:
+    """What tiles keep at the vector level: the best ``kept`` sums of each window."""
+    return math.fsum(
+        window_value([column_sum(S, [r for r in rows if r >= 0], c) for c in window], kept)
+        for rows in tiles
+        for window in windows
+    )
+
+
+def best_exchange(
+    sets: Sequence[Sequence[int]], place: int, value: Callable[[list[list[int]]], float]
+) -> list[list[int]]:
+    """The best way to put what is at one place of every set back at that place of some set."""
+
+    def exchanged(order: Sequence[int]) -> list[list[int]]:
+        result = [list(members) for members in sets]
+        for members, source in zip(result, order, strict=True):
+            members[place] = sets[source][place]
+        return result
+
+    return max((exchanged(order) for order in permutations(range(len(sets)))), key=value)

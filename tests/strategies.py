@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 import gyroperm
 import naive
+from gyroperm.arrangement import Arrangement
+from gyroperm.problem import Problem
+from gyroperm.solvers import Search, registry
 
 KINDS = ("nm", "hinm", "vnm", "vector_nm", "tvw")
 METHODS = ("identity", "gyro", "assign", "auto")
@@ -58,6 +61,30 @@ def check(
         others = dict(parameters)
         alive = naive.surviving_rows(saliency, others.pop("row_ratio"))
         naive.check_tvw(*parts, alive, **others)
+
+
+def answer(
+    method: str, problem: Problem, options: dict[str, Any] | None = None, **run: Any
+) -> tuple[Arrangement, Search]:
+    """What a method itself answers, and its search; nothing guards it against being worse."""
+    found = registry.get(method)
+    search = Search(problem, **run)
+    arrangement = found.solve(search, found.make_options(options))
+    arrangement.check(problem)
+    return arrangement, search
+
+
+def kept(problem: Problem, arrangement: Arrangement) -> float:
+    """What an arrangement keeps of the saliency, summed exactly."""
+    S = problem.saliency.astype(np.float64)
+    return naive.masked_sum(S, arrangement.mask(S, problem.pattern.n))
+
+
+def same(one: Arrangement, other: Arrangement) -> bool:
+    """Whether two arrangements agree in every tile and group."""
+    return np.array_equal(one.tile_rows, other.tile_rows) and all(
+        np.array_equal(a, b) for a, b in zip(one.groups, other.groups, strict=True)
+    )
 
 
 def saliencies(rows: int, columns: int, *, ties: bool = True) -> st.SearchStrategy[np.ndarray]:
