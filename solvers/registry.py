@@ -69,6 +69,10 @@ _SHIPPED = {
     "assign": "gyroperm.solvers.assign",
     "stripe": "gyroperm.solvers.stripe",
     "swap": "gyroperm.solvers.swap",
+    "ria": "gyroperm.solvers.ria",
+    "random": "gyroperm.solvers.random_orders",
+    "two_axis": "gyroperm.solvers.two_axis",
+    "ovw": "gyroperm.solvers.ovw",
 }
 _methods: dict[str, Method] = {}
 _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}

@@ -10,9 +10,20 @@ import sys
 import numpy as np
 import pytest
 
-METHODS = ("identity", "gyro", "assign")
-# Those that order the columns of plain N:M alone.
-PLAIN_METHODS = ("stripe", "swap")
+# Every method, and the problems it takes.
+EVERY = ("nm", "1:3", "hinm", "vnm", "vector_nm", "tvw")
+PLAIN = ("nm", "1:3")
+METHODS = {
+    "identity": EVERY,
+    "gyro": EVERY,
+    "assign": EVERY,
+    "stripe": PLAIN,
+    "swap": PLAIN,
+    "ria": PLAIN,
+    "random": EVERY,
+    "two_axis": ("vnm", "vector_nm"),
+    "ovw": ("hinm", "vnm", "vector_nm", "tvw"),
+}
 
 # Annealing takes another path after a difference in the last bit; descents do not.
 OPTIONS = {"assign": {"anneal": False, "power": 1.0}}
@@ -37,7 +48,7 @@ def answers() -> dict[str, dict[str, object]]:
     }
     result: dict[str, dict[str, object]] = {}
     for name, (pattern, S) in problems.items():
-        for method in (*METHODS, *(PLAIN_METHODS if pattern.is_plain else ())):
+        for method in (method for method, takes in METHODS.items() if name in takes):
             run = {"pattern": pattern, "method": method, "stop": MaxRounds(2), "threads": 1}
             annealed = solve(S, **run)
             solution = solve(S, options=OPTIONS.get(method), **run)
@@ -83,11 +94,11 @@ def test_the_other_process_did_not_compile(compiled_and_plain):
     assert plain.pop("compiled") is False
 
 
-@pytest.mark.parametrize("method", [*METHODS, *PLAIN_METHODS])
+@pytest.mark.parametrize("method", METHODS)
 def test_scores_agree(compiled_and_plain, method):
     compiled, plain = compiled_and_plain
     names = [name for name in compiled if name.endswith(f"by {method}")]
-    assert len(names) == (2 if method in PLAIN_METHODS else 6)
+    assert len(names) == len(METHODS[method])
     for name in names:
         # Scores may be summed in another order when compiled, so ties may fall otherwise.
         assert plain[name]["retained"] == pytest.approx(compiled[name]["retained"], rel=1e-5), name

@@ -16,7 +16,17 @@ from gyroperm.arrangement import Arrangement
 from gyroperm.solvers import registry
 from gyroperm.solvers.identity import identity_arrangement
 
-SHIPPED = ("identity", "gyro", "assign", "stripe", "swap")
+SHIPPED = (
+    "identity",
+    "gyro",
+    "assign",
+    "stripe",
+    "swap",
+    "ria",
+    "random",
+    "two_axis",
+    "ovw",
+)
 
 
 @pytest.fixture
