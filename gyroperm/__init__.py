@@ -5,6 +5,7 @@ of what matters under a sparsity pattern that hardware can run.
 """
 
 from gyroperm.engine import solve
+from gyroperm.lossless import lossless
 from gyroperm.measures import efficacy, output_error, retained
 from gyroperm.pattern import Pattern
 from gyroperm.saliency import magnitude, ria, wanda
@@ -24,6 +25,7 @@ __all__ = [
     "TimeLimit",
     "__version__",
     "efficacy",
+    "lossless",
     "magnitude",
     "output_error",
     "retained",

@@ -146,7 +146,20 @@ def _solve(arguments: argparse.Namespace) -> int:
         except OSError as error:
             # What could be told from the input was checked before.
             return _fail(error, FAILURE)
+    if arguments.lossless:
+        _tell_losses(report)
     return INTERRUPTED if report.interrupted else OK
+
+
+def _tell_losses(report: Any) -> None:
+    """Name the layers that do not fit the pattern, and say why."""
+    for result in report.layers:
+        figures = result.figures
+        if figures["lost"]:
+            why = f"no order is lossless: {figures['infeasible']}"
+            if not figures["infeasible"]:
+                why = f"the best order found would lose {figures['lost']} nonzeros"
+            print(f"gyroperm: note: {result.layer.name} does not fit; {why}", file=sys.stderr)
 
 
 def _job(arguments: argparse.Namespace) -> Any:
@@ -171,6 +184,7 @@ def _job(arguments: argparse.Namespace) -> Any:
         json=arguments.json,
         solutions=arguments.solutions,
         progress=not arguments.quiet and sys.stderr.isatty(),
+        lossless=arguments.lossless,
     )
 
 
@@ -335,6 +349,13 @@ def _add_pattern_options(group: Any) -> None:
 
 
 def _add_search_options(group: Any) -> None:
+    group.add_argument(
+        "--lossless",
+        action="store_true",
+        help="for weights that are sparse already: search for an order in which the pattern keeps "
+        "every nonzero; no weight is changed, layers without such an order are named, --solutions "
+        "saves the orders, and saliencies in reports count nonzeros",
+    )
     group.add_argument(
         "--method",
         default="auto",

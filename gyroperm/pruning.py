@@ -21,6 +21,7 @@ from gyroperm.checkpoint import Checkpoint
 from gyroperm.engine import solve
 from gyroperm.files import check_writable
 from gyroperm.interrupt import Interrupt
+from gyroperm.lossless import lossless
 from gyroperm.pattern import Pattern
 from gyroperm.report import LayerResult, Report, skipped_summary, solution_figures, write_json
 from gyroperm.selection import Layer, Rules, Skipped, select, unmatched
@@ -51,6 +52,8 @@ class Job:
         The folder for each layer's solution.
     progress : bool
         Whether to show progress bars on standard error.
+    lossless : bool
+        Whether to look for orders that lose no nonzero; no weight is then changed.
     """
 
     source: Path
@@ -65,6 +68,7 @@ class Job:
     json: Path | None = None
     solutions: Path | None = None
     progress: bool = False
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,9 @@ def prune(plan: Plan) -> Report:
             if job.solutions is not None:
                 solution.save(job.solutions / solution_file(layer.name))
             mask = np.swapaxes(solution.mask, 0, 1) if layer.transposed else solution.mask
+            if job.lossless:
+                # Either the mask drops zeros alone, whose sign stays too, or it is not used.
+                mask = np.ones_like(mask)
             masks[layer.name] = np.packbits(mask)
             results.append(
                 LayerResult(layer, solution_figures(solution), interrupted=interrupt.requested)
@@ -187,6 +194,18 @@ def _solve(plan: Plan, layer: Layer, interrupt: Interrupt) -> Solution:
     weights = plan.checkpoint.read(layer.name)
     if layer.transposed:
         weights = np.swapaxes(weights, 0, 1)
+    if job.lossless:
+        return lossless(
+            weights,
+            pattern=job.pattern,
+            method=job.method,
+            options=job.options or None,
+            stop=interrupt,
+            time_limit=job.time_limit,
+            seed=job.seed,
+            threads=job.threads,
+            progress=job.progress,
+        )
     if interrupt.requested:
         return solve(weights, pattern=job.pattern, method="identity", seed=job.seed)
     return solve(
@@ -217,4 +236,5 @@ def _header(job: Job) -> dict[str, Any]:
         "options": dict(job.options),
         "seed": job.seed,
         "time_limit": job.time_limit,
+        "lossless": job.lossless,
     }

@@ -88,6 +88,8 @@ def solution_figures(solution: Solution) -> dict[str, Any]:
         "bound": solution.bound,
         "gap": solution.gap,
         "status": solution.status,
+        "lost": solution.lost,
+        "infeasible": solution.infeasible,
         "kept": sum(int(mask.sum()) for mask in masks),
         "weights": sum(mask.size for mask in masks),
         "seconds": solution.seconds,

@@ -24,7 +24,7 @@ from gyroperm.views import WeightView
 
 SCHEMA = 1
 
-Status = Literal["feasible", "optimal"]
+Status = Literal["infeasible", "feasible", "optimal", "lossless"]
 Basis = Literal["row", "layer"]
 
 # A retained sum this close to the bound, relatively, equals it up to the rounding of both.
@@ -52,8 +52,14 @@ class Solution:
         The largest sums with as many weights in each row, and in the layer, as the mask keeps.
     bound : float
         A proven upper bound of ``retained`` for this pattern under any permutation.
-    status : {"feasible", "optimal"}
-        ``optimal`` only when proven, to within float64 rounding.
+    lost : int
+        The nonzero saliencies outside the mask.
+    status : {"infeasible", "feasible", "optimal", "lossless"}
+        ``lossless`` if every nonzero saliency is kept, which is optimal too; else ``infeasible``
+        if :func:`gyroperm.lossless` has proven that none can be; ``optimal`` only when proven,
+        to within float64 rounding.
+    infeasible : str
+        Why no arrangement is lossless, where that was asked for and proven; else empty.
     method, seed : str, int
         How it was found.
     seconds : float
@@ -72,11 +78,13 @@ class Solution:
     unstructured_by_row: float
     unstructured_by_layer: float
     bound: float
+    lost: int
     method: str
     seed: int
     seconds: float
     view: WeightView
     history: tuple[tuple[float, float], ...] = ()
+    infeasible: str = ""
     _matrix_mask: NDArray[np.bool_] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +149,11 @@ class Solution:
 
     @property
     def status(self) -> Status:
-        """``optimal`` if the bound is met, to within float64 rounding."""
+        """``lossless``, ``infeasible``, ``optimal`` or ``feasible``; see the class."""
+        if not self.lost:
+            return "lossless"
+        if self.infeasible:
+            return "infeasible"
         return "optimal" if self.gap <= _EQUAL else "feasible"
 
     def apply(self, weights: Any) -> Any:
@@ -229,6 +241,8 @@ class Solution:
             f"bound         {self.bound:.6g}, gap {100 * self.gap:.3f} %, {self.status}",
             f"method        {self.method}, seed {self.seed}, {self.seconds:.2f} s",
         ]
+        if self.infeasible:
+            lines.append(f"not lossless  {self.lost} nonzeros are lost: {self.infeasible}")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -333,6 +347,7 @@ class Solution:
             unstructured_by_row=against.by_row,
             unstructured_by_layer=against.by_layer,
             bound=against.bound,
+            lost=int(np.count_nonzero((problem.saliency > 0) & ~mask)),
             view=view,
             **found,
         )
@@ -344,6 +359,8 @@ _SCALARS: dict[str, type] = {
     "unstructured_by_row": float,
     "unstructured_by_layer": float,
     "bound": float,
+    "lost": int,
+    "infeasible": str,
     "method": str,
     "seed": int,
     "seconds": float,

@@ -32,6 +32,8 @@ class Search:
         Where to start from, already checked against the problem.
     progress : tqdm-like or None
         A bar to advance by one a round.
+    enough : float or None
+        A recorded value at which the search is over, in the scale of ``problem.search_saliency``.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Search:
         stop: Stop | None = None,
         initial: Arrangement | None = None,
         progress: Any = None,
+        enough: float | None = None,
     ) -> None:
         self.problem = problem
         self.seed = seed
         self.threads = threads
         self.initial = initial
+        self.enough = enough
         self.history: list[tuple[float, float]] = []
         self._stop = stop
         self._bar = progress
@@ -93,7 +97,12 @@ class Search:
             self._stale = 0
 
     def stopped(self) -> bool:
-        """Whether the user's criterion says stop. Ask between rounds and within long ones."""
+        """Whether the user's criterion, or ``enough``, says stop.
+
+        Ask between rounds and within long ones.
+        """
+        if self.enough is not None and self.history and self.best >= self.enough:
+            return True
         if self._stop is None:
             return False
         return bool(self._stop(self._state()))

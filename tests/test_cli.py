@@ -697,3 +697,35 @@ def test_table_format() -> None:
     assert format_table(["a", "count"], [["long name", "1"], ["b", "1000000"]]) == (
         "a            count\n---------  -------\nlong name        1\nb          1000000"
     )
+
+
+def test_lossless_conversion_changes_no_weight(tmp_path: Path, out: Path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    fits = rng.standard_normal((24, 32)) * (rng.random((24, 32)) < 0.2)
+    full = np.where(np.arange(8)[:, None] == 5, 1.0, np.eye(8))
+    path = write_raw(
+        tmp_path / "m.safetensors",
+        {
+            name: ("F32", w.shape, w.astype("<f4").tobytes())
+            for name, w in (("fits.weight", fits), ("full.weight", full))
+        },
+    )
+    report, folder = tmp_path / "r.json", tmp_path / "s"
+    arguments = ("-o", out, "--lossless", "--json", report, "--solutions", folder)
+    assert solve(path, *arguments, method="auto") == 0
+    assert out.read_bytes() == path.read_bytes()
+    told = capsys.readouterr().err
+    assert "full.weight does not fit; no order is lossless: row 5 has 8 nonzeros" in told
+    assert "fits.weight" not in told
+    assert json.loads(report.read_text())["layers"][0]["status"] == "lossless"
+    assert gyroperm.Solution.load(folder / "fits.weight.npz").status == "lossless"
+
+    # Too many for so short a time: nothing is dropped all the same.
+    dense = rng.standard_normal((256, 64)) * (rng.random((256, 64)) < 0.3)
+    path = write_raw(
+        tmp_path / "d.safetensors",
+        {"w": ("F32", dense.shape, dense.astype("<f4").tobytes())},
+    )
+    assert solve(path, "-o", out, "--lossless", "--time-limit", 0.1, "--quiet", method="auto") == 0
+    assert out.read_bytes() == path.read_bytes()
+    assert re.search(r"w does not fit; .* would lose \d+ nonzeros", capsys.readouterr().err)
