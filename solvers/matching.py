@@ -181,7 +181,7 @@ class _StoppedError(Exception):
     """A matching was given up."""
 
 
-class _WatchedGraph(nx.Graph):  # type: ignore[misc]
+class _WatchedGraph(nx.Graph):
     """A graph whose algorithms end when the search is stopped, which networkx knows nothing of."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:

@@ -66,7 +66,7 @@ def pack_groups(group_kept, levels, starts, choices, choice_starts, kept, last, 
             while left != 0:
                 lowest = left & -left
                 bits[count] = lowest
-                count += one
+                count += 1
                 left ^= lowest
             most = -1.0
             lead = np.int64(0)
