@@ -53,7 +53,6 @@ def pack_groups(group_kept, levels, starts, choices, choice_starts, kept, last, 
     float64 and last (2^C,) int64, by set, are overwritten: what it keeps in groups, and its
     leading group; best (G + 1,) float64 becomes the answer.
     """
-    one = np.int64(1)
     kept[0] = 0.0
     best[0] = 0.0
     bits = np.empty(64, dtype=np.int64)
