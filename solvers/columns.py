@@ -23,7 +23,7 @@ _STRIP = 64
 # Jobs between two looks at the clock, for each thread.
 _BATCH = 16
 # Gains are kept from move to move where computing them takes longer than looking them up, and
-# as long as they fit in 64 MiB.
+# only if all fit in 64 MiB.
 _ROWS_TO_KEEP = 96
 _KNOWN_GAINS = 1 << 24
 # Sweeps begin with blocks of so many groups, which grow where a sweep takes little of a phase,
@@ -56,11 +56,16 @@ class Cell:
     _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
 
     def __post_init__(self) -> None:
-        G, m = self.groups.shape
-        columns, rows = self.X.shape
-        keeps = rows >= _ROWS_TO_KEEP and G * m * columns <= _KNOWN_GAINS
-        self.known = np.empty((G if keeps else 0, m, columns), dtype=np.float32)
-        self.fresh = np.zeros((len(self.known), m), dtype=np.bool_)
+        self._keep(0)
+
+    def _keep(self, groups: int) -> None:
+        m, columns = self.groups.shape[1], len(self.X)
+        self.known = np.empty((groups, m, columns), dtype=np.float32)
+        self.fresh = np.zeros((groups, m), dtype=np.bool_)
+
+    def keep_gains(self) -> None:
+        """Make room for the gains of all columns at all places."""
+        self._keep(len(self.groups))
 
     def gains_to_keep(
         self, chosen: NDArray[np.intp], spare: int
@@ -150,6 +155,10 @@ def arrange_columns(
         cell.value = groups_value(cell.X, cell.groups, n)
         cell.stale = 0
         cell.remember()
+    if sum(cell.groups.size * len(cell.X) for cell in active) <= _KNOWN_GAINS:
+        for cell in active:
+            if cell.X.shape[1] >= _ROWS_TO_KEEP:
+                cell.keep_gains()
     sweep = 0
     block = min(block_groups, _FIRST_BLOCK)
     while active and (target := phase.next_target()) is not None:
