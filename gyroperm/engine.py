@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from gyroperm import measures
 from gyroperm.arguments import checked_duration, checked_integer
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
+from gyroperm.memory import require
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.solution import Solution
@@ -110,6 +112,8 @@ def solve(
         argument and what would be accepted.
     TypeError
         If an argument is no array of real numbers.
+    MemoryError
+        If the search would not fit into the memory that is available; says both figures.
 
     Examples
     --------
@@ -178,6 +182,7 @@ def _problem(
     if listed and groups > 1:
         raise ValueError("groups must be 1 for a list of matrices")
     arrays = _arrays(weights, "weights", listed)
+    _require_memory([a.shape for a in arrays])
     for i, array in enumerate(arrays):
         check_finite(array, f"weights[{i}]" if listed else "weights")
     view = WeightView.of([a.shape for a in arrays], pattern, listed=listed, groups=groups)
@@ -190,6 +195,21 @@ def _problem(
         saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
     problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders)
     return problem, view
+
+
+# Saliency, its copy in the search's scale and the tiles' columns, in float32, and masks.
+_BYTES_A_WEIGHT = 14
+
+
+def _require_memory(shapes: Sequence[tuple[int, ...]]) -> None:
+    """MemoryError, before anything is copied, if a search of such weights would not fit."""
+    size = sum(math.prod(shape) for shape in shapes)
+    if size > _SMALL:
+        require(_BYTES_A_WEIGHT * size, f"a search of {size} weights")
+
+
+# Below this many weights there is no need to ask the system.
+_SMALL = 1 << 20
 
 
 def _check_sums(saliencies: Sequence[NDArray[np.floating]]) -> None:

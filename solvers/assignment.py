@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.graph.python import linear_sum_assignment, min_cost_flow
 
+from gyroperm.memory import require
+
 # OR-Tools takes integer costs, and refuses costs whose range times (k + 1) overflows 64 bits.
 # Gains are scaled so that their range is 2^30: ten times finer than float32 gains are exact.
 _RANGE_BITS = 30
@@ -15,6 +17,9 @@ _RANGE_BITS = 30
 # Nothing interrupts OR-Tools. In seconds a pair, about twice what it took for thousands of items.
 _ASSIGNMENT_SECONDS = 3e-7
 _TRANSPORT_SECONDS = 1e-6
+
+# Costs, ends and copies of them, in OR-Tools and on the way there.
+_BYTES_A_PAIR = 64
 
 
 def assignment_seconds(size: int) -> float:
@@ -62,6 +67,8 @@ def max_assignment(gain: NDArray[np.floating]) -> NDArray[np.int32]:
         If the gains are not square or not finite.
     RuntimeError
         If OR-Tools refuses the problem; names the range of the scaled costs.
+    MemoryError
+        If it would not fit.
     """
     size = len(gain)
     if gain.shape != (size, size):
@@ -69,6 +76,7 @@ def max_assignment(gain: NDArray[np.floating]) -> NDArray[np.int32]:
     cost = _integer_costs(gain)
     if not cost.any():
         return np.arange(size, dtype=np.int32)
+    require(_BYTES_A_PAIR * size * size, f"an assignment of {size} columns or rows")
     left, right = _all_pairs(size)
     solver = linear_sum_assignment.SimpleLinearSumAssignment()
     solver.add_arcs_with_cost(left, right, cost.reshape(-1))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm.arrangement import Arrangement
+from gyroperm.memory import require
 from gyroperm.problem import Problem
 from gyroperm.solvers.columns import tile_columns
 from gyroperm.solvers.identity import identity_arrangement
@@ -29,8 +30,8 @@ _JOB_NS = 3_000_000
 _JOBS_PER_THREAD = 4
 # Moves applied between two looks at the clock.
 _APPLIED = 64
-# A map of more windows would take gigabytes.
-_MOST_WINDOWS = 50_000_000
+# What a map holds of a window, with its heap and what is evaluated at a time.
+_BYTES_A_WINDOW = 64
 
 # Random streams: the order of evaluation, and the regressions of each map.
 _ORDER, _REGRESSIONS = range(2)
@@ -112,13 +113,13 @@ def has_moves(problem: Problem) -> bool:
 
 
 def check_map_size(parts: Iterable[Part], orders: int) -> None:
-    """ValueError, with the figure, if the maps of parts of the search are too large to hold."""
+    """MemoryError, with the figure, if the maps of parts of the search are too large to hold."""
     windows = orders * sum(math.comb(p.last - p.first, p.moves.stripes) for p in parts)
-    if windows > _MOST_WINDOWS:
-        raise ValueError(
-            f"the map of the layer would have {windows} windows, more than {_MOST_WINDOWS}; fewer "
-            f"stripes to a window, or fewer columns to a part, make it smaller"
-        )
+    require(
+        _BYTES_A_WINDOW * windows,
+        f"a map of {windows} windows (fewer stripes to a window, or fewer columns to a part, make "
+        f"it smaller)",
+    )
 
 
 def greedy_search(
