@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gyroperm.problem import Problem
 from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
-from gyroperm.solvers.kernels.rows import row_moves
+from gyroperm.solvers.kernels.rows import row_moves, row_sums
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.search import Search
 
@@ -25,6 +25,7 @@ class _Block:
     """The tiles of one block of rows: what :func:`row_moves` works on."""
 
     tiles: NDArray[np.int32]
+    sums: NDArray[np.float64]
     windows: NDArray[np.int32]
     kept: int
     columns: int
@@ -86,6 +87,7 @@ def arrange_rows(
         stale, moved = row_moves(
             scores,
             block.tiles,
+            block.sums,
             block.windows,
             block.kept,
             shared,
@@ -133,4 +135,5 @@ def _block(
         share = problem.kept_rows[b] / sum(problem.kept_rows)
         kept = min(round(problem.total_groups * problem.pattern.m * share), count * problem.columns)
     state = random.integers(0, 2**64, size=1, dtype=np.uint64)
-    return _Block(tiles, np.ascontiguousarray(windows), kept, problem.columns, state)
+    sums = row_sums(scores, tiles)
+    return _Block(tiles, sums, np.ascontiguousarray(windows), kept, problem.columns, state)

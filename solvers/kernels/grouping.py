@@ -28,18 +28,33 @@ def insert_top(top, value):  # type: ignore[no-untyped-def]
 
 @fast_kernel
 def _two_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
-    """:func:`group_value` for 2:4, without a sort.
+    """The two largest of four without a sort: the larger of each pair, the largest of the rest.
 
-    The two largest of four are the larger of each pair and the largest of what is left, so the
-    sums vectorise; each row's sum is exact in float64.
+    Their sum is exact in float64, and loops over it vectorise.
     """
-    total = 0.0
-    for r in range(len(a)):
-        high1, low1 = max(a[r], b[r]), min(a[r], b[r])
-        high2, low2 = max(c[r], d[r]), min(c[r], d[r])
-        first = max(high1, high2)
-        second = max(min(high1, high2), max(low1, low2))
-        total += np.float64(first) + np.float64(second)
+    high1, low1 = max(a, b), min(a, b)
+    high2, low2 = max(c, d), min(c, d)
+    second = max(min(high1, high2), max(low1, low2))
+    return np.float64(max(high1, high2)) + np.float64(second)
+
+
+@fast_kernel
+def _values_two_of_four(X, groups, values):  # type: ignore[no-untyped-def]
+    for g in range(groups.shape[0]):
+        a, b = X[groups[g, 0]], X[groups[g, 1]]
+        c, d = X[groups[g, 2]], X[groups[g, 3]]
+        total = np.float64(0)
+        for r in range(X.shape[1]):
+            total += _two_of_four(a[r], b[r], c[r], d[r])
+        values[g] = total
+
+
+@fast_kernel
+def _value_two_of_four(X, members):  # type: ignore[no-untyped-def]
+    a, b, c, d = X[members[0]], X[members[1]], X[members[2]], X[members[3]]
+    total = np.float64(0)
+    for r in range(X.shape[1]):
+        total += _two_of_four(a[r], b[r], c[r], d[r])
     return total
 
 
@@ -51,7 +66,7 @@ def group_value(X, members, n):  # type: ignore[no-untyped-def]
     """
     m = len(members)
     if m == 4 and n == 2:
-        return _two_of_four(X[members[0]], X[members[1]], X[members[2]], X[members[3]])
+        return _value_two_of_four(X, members)
     top = np.empty(n, dtype=np.float32)
     total = 0.0
     for r in range(X.shape[1]):
@@ -66,6 +81,9 @@ def group_value(X, members, n):  # type: ignore[no-untyped-def]
 @kernel
 def group_values(X, groups, n, values):  # type: ignore[no-untyped-def]
     """:func:`group_value` of every group; values (G,) float64 is overwritten."""
+    if groups.shape[1] == 4 and n == 2:
+        _values_two_of_four(X, groups, values)
+        return
     for g in range(groups.shape[0]):
         values[g] = group_value(X, groups[g], n)
 
