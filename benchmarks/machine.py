@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,21 @@ def commit() -> tuple[str, bool] | None:
     if not top or not head or changes is None or Path(top).resolve() != ROOT:
         return None
     return head, bool(changes)
+
+
+@cache
+def code_digest() -> str:
+    """A digest of what gyroperm's code does: what was found by other code is not to be reused.
+
+    Of the syntax trees, so that comments and formatting do not count.
+    """
+    digest = hashlib.sha256(gyroperm.__version__.encode())
+    for package in (gyroperm, gyroperm.solvers):
+        folder = Path(package.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode())
+            digest.update(ast.dump(ast.parse(file.read_bytes())).encode())
+    return digest.hexdigest()
 
 
 def _output(*command: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The most memory that a process which solves one instance occupies.
+"""A run in a process of its own, and the most memory that the process occupies.
 
 In a process of its own, since memory that an earlier search returned is not given back to the
 system at once, and would be counted for the next or hide what that takes.
@@ -14,14 +14,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.instances import INSTANCES
+from benchmarks.instances import Loader
 from benchmarks.machine import ROOT
 from benchmarks.quality_runs import Run, Runner
 
 
-def measure(run: Run, *, threads: int | None, longest: float, modules: Sequence[str] = ()) -> int:
-    """The peak resident memory, in bytes, of a process that makes a run and nothing else.
+def measure(
+    run: Run, *, threads: int | None, longest: float, modules: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A run in a process that does nothing else, and the peak of its resident memory in bytes.
 
     That is with Python, numpy, the compiled kernels and the instance itself; what a run of the
     method ``identity`` takes is the part that has nothing to do with searching.
@@ -33,6 +36,11 @@ def measure(run: Run, *, threads: int | None, longest: float, modules: Sequence[
         As for :class:`benchmarks.quality_runs.Runner`.
     modules : sequence of str
         Modules to import before, which register methods.
+
+    Returns
+    -------
+    dict
+        ``figures`` and ``cut`` of :class:`benchmarks.quality_runs.Measured`, and ``peak_bytes``.
 
     Raises
     ------
@@ -46,7 +54,8 @@ def measure(run: Run, *, threads: int | None, longest: float, modules: Sequence[
     )
     if done.returncode:
         raise RuntimeError(f"the process that should make {run} failed:\n{done.stderr.strip()}")
-    return int(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _peak_bytes() -> int:
@@ -67,7 +76,7 @@ def _peak_bytes() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the run that :func:`measure` describes, and print the peak."""
+    """Make the run that :func:`measure` describes, and print what it gave and the peak."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peak_memory", description=__doc__)
     parser.add_argument("described", type=json.loads, help="the run and the runner's options")
     parser.add_argument("modules", nargs="*", help="modules to import before")
@@ -76,11 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(module)
     fields, options = arguments.described
     run = Run(**fields)
-    runner = Runner({run.instance: INSTANCES[run.instance].load()}, **options)
-    if runner.make(run) is None:
+    runner = Runner(Loader(), **options)
+    measured = runner.make(run)
+    if measured is None:
         print(runner.failures[0].error, file=sys.stderr)
         return 1
-    print(_peak_bytes())
+    figures = {"figures": measured.figures, "cut": measured.cut}
+    print(json.dumps({**figures, "peak_bytes": _peak_bytes()}))
     return 0
 
 

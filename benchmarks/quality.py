@@ -1,8 +1,10 @@
 """The quality of searches against their time: instances x patterns x methods x budgets x seeds.
 
-``python -m benchmarks.quality`` solves stored and generated matrices by every method, for each
-time limit and to convergence, and prints what was retained and how long it took. Everything,
-with the machine, goes into a JSON file. Nothing is asserted about time.
+``python -m benchmarks.quality`` solves stored and generated matrices by every registered method
+and its published variants, for each time limit and to convergence, and prints what was retained
+and how long it took. Everything, with the machine, goes into a JSON file. Every finished run goes
+into a log beside it, so the same command continues what was interrupted, for as long as neither
+gyroperm's code nor the machine has changed. Nothing is asserted about time.
 """
 
 from __future__ import annotations
@@ -16,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import at_least, positive_seconds
-from benchmarks.instances import INSTANCES, PATTERNS, cases
+from benchmarks.instances import INSTANCES, PATTERNS, QUERY, cases
 from benchmarks.quality_benchmark import Benchmark, Settings
+from benchmarks.variants import all_labels, unique_labels
 from gyroperm.files import check_writable
 from gyroperm.report import write_json
-from gyroperm.solvers import registry
 
 RESULTS = Path(__file__).with_name("results")
 
-METHODS = ("identity", "gyro", "assign")
+#: Time limits in seconds, for plain N:M and for patterns with a vector level.
+PLAIN_TIMES, LEVEL_TIMES = (0.1, 1.0, 10.0, 30.0), (0.1, 1.0, 5.0, 60.0)
+
+#: What the quick form measures, where nothing else is asked for: less than ten minutes.
+QUICK_TIMES, QUICK_LONGEST = (0.1, 1.0), 2.0
+QUICK_INSTANCES = (QUERY, "uniform128x64", "gauss512")
+QUICK_PATTERNS = ("2:4", "1:4", "hinm75-v32", "vnm-v32-2:8", "vector-v32-8:32", "tvw75-v32")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,27 +46,28 @@ def _parser() -> argparse.ArgumentParser:
         "--instances",
         nargs="+",
         choices=INSTANCES,
-        default=list(INSTANCES),
         metavar="NAME",
-        help=f"of {', '.join(INSTANCES)} (default: all)",
+        help=f"of {', '.join(INSTANCES)} (default: all but the large, "
+        f"{', '.join(name for name, one in INSTANCES.items() if one.large)}; "
+        f"quick: {', '.join(QUICK_INSTANCES)})",
     )
     what.add_argument(
         "--patterns",
         nargs="+",
         choices=PATTERNS,
-        default=list(PATTERNS),
         metavar="LABEL",
-        help=f"of {', '.join(PATTERNS)}, where an instance has them (default: all)",
+        help=f"of {', '.join(PATTERNS)}, where an instance has them (default: all; quick: "
+        f"{', '.join(QUICK_PATTERNS)})",
     )
     what.add_argument(
         "--methods",
         nargs="+",
         metavar="NAME",
-        help=f"registered methods or their aliases (default: {' '.join(METHODS)}, and those that "
-        f"an imported module registers)",
+        help="registered methods or their aliases, with their published variants, or single "
+        "variants, as gyro/recipe (default: all that are registered)",
     )
     what.add_argument(
-        "--import",
+        "--plugin",
         dest="modules",
         nargs="+",
         default=[],
@@ -66,23 +75,32 @@ def _parser() -> argparse.ArgumentParser:
         help="Python modules to import first, which register methods of your own",
     )
     what.add_argument(
-        "--budgets",
+        "--times",
         nargs="*",
         type=positive_seconds,
         metavar="S",
-        help="time limits in seconds, compilation excluded (default: 0.1 1 5; quick: 0.1 1)",
+        help=f"time limits in seconds, compilation excluded (default: {_listed(PLAIN_TIMES)} for "
+        f"plain N:M, {_listed(LEVEL_TIMES)} for the others; quick: {_listed(QUICK_TIMES)})",
     )
     what.add_argument(
         "--converged",
         action=argparse.BooleanOptionalAction,
-        help="measure also without a time limit (default: yes; quick: no)",
+        default=True,
+        help="measure also without a time limit (default: yes)",
     )
     what.add_argument(
         "--longest",
         type=positive_seconds,
-        default=60.0,
         metavar="S",
-        help="cut a run without time limit after so many seconds (default: %(default)g)",
+        help="cut a run without time limit after so many seconds (default: 60; quick: "
+        f"{QUICK_LONGEST:g})",
+    )
+    what.add_argument(
+        "--bound",
+        type=positive_seconds,
+        metavar="S",
+        help="prove an upper bound of each instance and pattern for so many seconds (default: "
+        "only the bound that comes with every solution)",
     )
     what.add_argument(
         "--seeds",
@@ -97,8 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--targets",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="judge the figures that the searches are meant to reach (default: yes)",
+        help="judge the figures that the searches are meant to reach (default: yes; quick: no)",
     )
     what.add_argument(
         "--cold",
@@ -107,10 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--memory",
-        action="store_true",
-        help="measure also the peak memory, in a process for each instance, pattern and method",
+        action=argparse.BooleanOptionalAction,
+        help="measure also the peak memory, in a process for each instance, pattern and method "
+        "(default: yes; quick: no)",
     )
-    what.add_argument("--quick", action="store_true", help="take about a minute on two cores")
+    what.add_argument(
+        "--quick", action="store_true", help="a selection that takes less than ten minutes"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -121,8 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     output.add_argument(
         "--plot",
+        action=argparse.BooleanOptionalAction,
+        help="draw efficacy against time for each instance and pattern, beside the JSON file "
+        "(default: yes where matplotlib is installed)",
+    )
+    output.add_argument(
+        "--fresh",
         action="store_true",
-        help="draw efficacy against time for each instance and pattern, beside the JSON file",
+        help="measure again what the log beside the JSON file holds, and begin a new one",
     )
     output.add_argument("--quiet", action="store_true", help="show no progress and no tables")
     return parser
@@ -136,33 +162,44 @@ def _count(text: str) -> int:
     return at_least(1, text)
 
 
+def _listed(times: Sequence[float]) -> str:
+    return " ".join(f"{seconds:g}" for seconds in times)
+
+
 def _settings(arguments: argparse.Namespace) -> Settings:
     """Settings of the arguments; ValueError or ImportError says which does not do."""
     quick = arguments.quick
-    limits = _or(arguments.budgets, [0.1, 1.0] if quick else [0.1, 1.0, 5.0])
-    budgets: list[float | None] = sorted(set(limits))
-    if _or(arguments.converged, not quick):
-        budgets.append(None)
-    if not budgets:
-        raise ValueError("nothing to measure: no --budgets, and --no-converged")
-    if arguments.plot and find_spec("matplotlib") is None:
+    regular = [name for name, instance in INSTANCES.items() if not instance.large]
+    instances = _or(arguments.instances, QUICK_INSTANCES if quick else regular)
+    patterns = _or(arguments.patterns, QUICK_PATTERNS if quick else list(PATTERNS))
+    plain, level = (QUICK_TIMES, QUICK_TIMES) if quick else (PLAIN_TIMES, LEVEL_TIMES)
+    if arguments.times is not None:
+        plain = level = tuple(sorted(set(arguments.times)))
+    if not plain and not arguments.converged:
+        raise ValueError("nothing to measure: no --times, and --no-converged")
+    drawn = find_spec("matplotlib") is not None
+    if arguments.plot and not drawn:
         raise ValueError("--plot needs matplotlib; pip install -e '.[plot]' installs it")
-    if not cases(arguments.instances, arguments.patterns):
+    if not cases(instances, patterns):
         raise ValueError("none of the --instances is measured for one of the --patterns")
     return Settings(
-        instances=_unique(arguments.instances),
-        patterns=_unique(arguments.patterns),
+        instances=_unique(instances),
+        patterns=_unique(patterns),
         methods=_methods(arguments.methods, arguments.modules),
-        budgets=tuple(budgets),
+        plain_times=plain,
+        level_times=level,
+        converged=arguments.converged,
         seeds=_unique(_or(arguments.seeds, [0] if quick else [0, 1, 2])),
         threads=arguments.threads,
-        longest=arguments.longest,
+        longest=_or(arguments.longest, QUICK_LONGEST if quick else 60.0),
+        bound=arguments.bound,
         modules=tuple(arguments.modules),
-        targets=arguments.targets,
+        targets=_or(arguments.targets, not quick),
         cold=arguments.cold,
-        memory=arguments.memory,
-        plot=arguments.plot,
+        memory=_or(arguments.memory, not quick),
+        plot=_or(arguments.plot, drawn),
         quiet=arguments.quiet,
+        fresh=arguments.fresh,
     )
 
 
@@ -175,13 +212,10 @@ def _unique(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _methods(given: Sequence[str] | None, modules: Sequence[str]) -> tuple[str, ...]:
-    """The methods to measure, without aliases, after importing the modules."""
-    before = registry.names()
+    """The labels to measure, after importing the modules."""
     for module in modules:
         importlib.import_module(module)
-    if given is None:
-        given = [*METHODS, *(name for name in registry.names() if name not in before)]
-    return _unique([registry.get(name).name for name in given])
+    return tuple(all_labels()) if given is None else unique_labels(given)
 
 
 def _out(arguments: argparse.Namespace) -> Path:
@@ -209,16 +243,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = _out(arguments)
     except (ValueError, ImportError, OSError) as error:
         parser.error(str(error))
+    # A log may be read, and is written, as long as the benchmark runs; the JSON when it is done.
+    log = out.with_suffix(".runs.jsonl")
+    benchmark = Benchmark(settings, log)
     try:
-        benchmark = Benchmark(settings)
+        benchmark.measure()
     except OSError as error:
         print(f"quality: error: {error}", file=sys.stderr)
         return 1
-    try:
-        benchmark.measure()
     except KeyboardInterrupt:
         _say(settings, benchmark.text())
-        print("quality: interrupted; no file was written", file=sys.stderr)
+        print(f"quality: interrupted; the same command continues from {log}", file=sys.stderr)
         return 130
     _say(settings, benchmark.text())
     write_json(out, benchmark.content())
@@ -226,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("Wrote:")
     for file in files:
         print(f"  {file}")
-    return 1 if benchmark.runner.failures or benchmark.problems else 0
+    failed = [one for one in benchmark.runner.failures if not one.refused]
+    return 1 if failed or benchmark.problems else 0
 
 
 if __name__ == "__main__":

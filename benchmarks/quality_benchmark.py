@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -13,13 +14,23 @@ from typing import Any
 
 from tqdm import tqdm
 
+import gyroperm
 from benchmarks import cold_start, machine, peak_memory, quality_plot
 from benchmarks import quality_report as report
-from benchmarks.instances import INSTANCES, PATTERNS, cases, description
-from benchmarks.quality_runs import SINGLE, Measured, Run, Runner
+from benchmarks.instances import PATTERNS, Loader, cases, shape_text
+from benchmarks.quality_runs import Measured, Run, Runner, conditions
 from benchmarks.quality_targets import TARGETS, Outcome, outcome, targets_table
+from benchmarks.run_log import RunLog
+from benchmarks.variants import SINGLE, resolve
 from gyroperm.report import pattern_figures
 from gyroperm.solvers import registry
+
+# A search reaches its peak of memory within so many seconds.
+_MEMORY_SECONDS = 10.0
+
+# The method a bound is found with, and the share of the bound's time that its search gets: the
+# better the best known, the more a bound can leave out.
+_BOUND_METHOD, _BOUND_SHARE = "assign", 0.1
 
 
 @dataclass(frozen=True)
@@ -28,35 +39,51 @@ class Settings:
 
     Attributes
     ----------
-    instances, patterns, methods : tuple of str
-        Names; methods without aliases.
-    budgets : tuple of (float or None)
-        Time limits in seconds, ascending; None, the last, for convergence.
+    instances, patterns : tuple of str
+    methods : tuple of str
+        Labels of :mod:`benchmarks.variants`.
+    plain_times, level_times : tuple of float
+        Time limits in seconds, ascending, for plain N:M and for the other patterns.
+    converged : bool
+        Whether to run without a time limit too.
     seeds : tuple of int
     threads : int or None
         None for every processor that this process may use.
     longest : float
         Seconds after which a run to convergence is cut.
+    bound : float or None
+        Seconds for an upper bound of each instance and pattern; None for no more than comes with
+        every solution.
     modules : tuple of str
         Imported because they register methods.
-    targets, cold, memory, plot, quiet : bool
+    targets, cold, memory, plot, quiet, fresh : bool
         Whether to judge the figures to reach, to time the first calls of fresh processes, to
-        measure peak memory, to draw, and to show no progress.
+        measure peak memory, to draw, to show no progress, and to measure again what the log of
+        runs holds.
     """
 
     instances: tuple[str, ...]
     patterns: tuple[str, ...]
     methods: tuple[str, ...]
-    budgets: tuple[float | None, ...]
+    plain_times: tuple[float, ...]
+    level_times: tuple[float, ...]
+    converged: bool
     seeds: tuple[int, ...]
     threads: int | None
     longest: float
+    bound: float | None
     modules: tuple[str, ...]
     targets: bool
     cold: bool
     memory: bool
     plot: bool
     quiet: bool
+    fresh: bool
+
+    def budgets(self, pattern: str) -> tuple[float | None, ...]:
+        """The time limits for a pattern, None, the last, for convergence."""
+        times = self.plain_times if PATTERNS[pattern].is_plain else self.level_times
+        return (*times, *((None,) * self.converged))
 
     def runs(self) -> list[Run]:
         """The runs of the table, case after case."""
@@ -64,13 +91,33 @@ class Settings:
             Run(instance, pattern, method, budget, seed)
             for instance, pattern in cases(self.instances, self.patterns)
             for method in self.methods
-            for budget in ((None,) if method in SINGLE else self.budgets)
+            for budget in ((None,) if method in SINGLE else self.budgets(pattern))
             for seed in (self.seeds[:1] if method in SINGLE else self.seeds)
         ]
 
     def target_runs(self) -> list[Run]:
         """The runs that the figures to reach are judged by."""
         return [run for target in TARGETS for run in target.runs(self.seeds)] * self.targets
+
+    def memory_runs(self) -> list[Run]:
+        """The runs whose peak of memory is measured, each in a process of its own."""
+        chosen: dict[tuple[str, str, str], Run] = {}
+        for run in self.runs() if self.memory else ():
+            # The longest time limit that is not needlessly long, the shortest if all are.
+            case = run.instance, run.pattern, run.method
+            short = run.budget is not None and run.budget <= _MEMORY_SECONDS
+            if run.seed == self.seeds[0] and (short or case not in chosen):
+                chosen[case] = run
+        return list(chosen.values())
+
+    def most_seconds(self) -> float:
+        """What all searches take if each takes all that it may."""
+        every = [*dict.fromkeys((*self.runs(), *self.target_runs())), *self.memory_runs()]
+        searches = [run for run in every if run.method not in SINGLE]
+        bounds = len(cases(self.instances, self.patterns)) * (self.bound or 0.0)
+        return bounds + math.fsum(
+            self.longest if run.budget is None else run.budget for run in searches
+        )
 
 
 class Benchmark:
@@ -79,19 +126,20 @@ class Benchmark:
     Parameters
     ----------
     settings : Settings
-
-    Raises
-    ------
-    FileNotFoundError
-        If the weights of an instance are not installed.
+    log : Path or None
+        Where finished runs are kept, so that an interrupted benchmark continues.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log: Path | None) -> None:
         self.settings = settings
         self.runs, self.target_runs = settings.runs(), settings.target_runs()
-        self.weights = {name: INSTANCES[name].load() for name in self._names("instance")}
-        self.runner = Runner(self.weights, threads=settings.threads, longest=settings.longest)
+        self.loader = Loader()
+        self.log = RunLog(log, conditions(), fresh=settings.fresh)
+        self.runner = Runner(
+            self.loader, threads=settings.threads, longest=settings.longest, log=self.log
+        )
         self.peaks: dict[tuple[str, str], dict[str, int]] = {}
+        self.bounds: dict[tuple[str, str], float] = {}
         self.cold: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.machine = machine.describe()
@@ -105,42 +153,78 @@ class Benchmark:
         return list(dict.fromkeys(getattr(run, of) for run in runs))
 
     def measure(self) -> None:
-        """Make every run, and whatever else the settings ask for."""
+        """Make every run, and whatever else the settings ask for.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the weights of an instance are not installed.
+        """
         settings = self.settings
         todo = list(dict.fromkeys((*self.runs, *self.target_runs)))
+        self._say(f"{len(todo)} runs, {settings.most_seconds() / 60:.1f} minutes at most")
         with tqdm(todo, unit="run", disable=settings.quiet, leave=False) as bar:
             for run in bar:
                 bar.set_description(f"{run.method} {run.instance[-24:]} {run.pattern}")
                 self.runner.make(run)
-        if settings.memory:
-            self._measure_memory()
+        self._measure_bounds()
+        self._measure_memory()
         if settings.cold:
             self._measure_cold_starts()
         self._load.append(machine.load_average())
 
+    def _measure_bounds(self) -> None:
+        seconds = self.settings.bound
+        every = cases(self.settings.instances, self.settings.patterns) if seconds else []
+        for case in tqdm(every, "bounds", disable=self.settings.quiet, leave=False):
+            run = Run(*case, _BOUND_METHOD, _BOUND_SHARE * (seconds or 0.0), 0)
+            try:
+                found = self.runner.logged(
+                    "bound", run, lambda r=run: self._bound(r), bound=seconds
+                )
+            except ValueError as error:
+                self.problems.append(f"no bound for {', '.join(case)}: {error}")
+            else:
+                self.bounds[case] = found["bound"]
+
+    def _bound(self, run: Run) -> dict[str, Any]:
+        solution = gyroperm.solve(
+            self.loader.weights(run.instance),
+            pattern=PATTERNS[run.pattern],
+            method=run.method,
+            time_limit=run.budget,
+            bound=self.settings.bound,
+            threads=self.settings.threads,
+        )
+        return {"bound": solution.bound, "retained": solution.retained, "status": solution.status}
+
     def _measure_memory(self) -> None:
-        # The last budget is the longest: a search that is cut short may not reach its peak.
-        longest = {(run.instance, run.pattern, run.method): run for run in self.runs}
         quiet = self.settings.quiet
-        with tqdm(longest.values(), unit="process", disable=quiet, leave=False) as bar:
+        with tqdm(self.settings.memory_runs(), unit="process", disable=quiet, leave=False) as bar:
             for run in bar:
                 bar.set_description(f"memory of {run.method} {run.instance[-24:]} {run.pattern}")
+                # Not of what failed, or does not take the pattern.
                 if self.runner.make(run) is not None:
                     self._measure_peak(run)
 
     def _measure_peak(self, run: Run) -> None:
         settings = self.settings
-        try:
-            peak = peak_memory.measure(
+
+        def peak() -> dict[str, Any]:
+            found = peak_memory.measure(
                 run,
                 threads=settings.threads,
                 longest=settings.longest,
                 modules=settings.modules,
             )
+            return {"peak_bytes": found["peak_bytes"]}
+
+        try:
+            found = self.runner.logged("peak", run, peak)
         except RuntimeError as error:
             self.problems.append(str(error))
         else:
-            self.peaks.setdefault((run.instance, run.pattern), {})[run.method] = peak
+            self.peaks.setdefault((run.instance, run.pattern), {})[run.method] = found["peak_bytes"]
 
     def _measure_cold_starts(self) -> None:
         self._say("timing the first calls of fresh processes ...")
@@ -160,7 +244,12 @@ class Benchmark:
 
     def rows(self) -> list[report.Row]:
         """The rows of the table."""
-        return report.summarise(self._measured(), self.runner.measured)
+        return report.summarise(
+            self._measured(),
+            self.runner.measured,
+            best=self.runner.best_known(),
+            bounds=self.bounds,
+        )
 
     def outcomes(self) -> list[Outcome]:
         """The figures to reach that were measured for every seed."""
@@ -175,8 +264,10 @@ class Benchmark:
     def text(self) -> str:
         """Everything that was measured, for people."""
         rows, outcomes = self.rows(), self.outcomes()
-        shapes = {name: weights.shape for name, weights in self.weights.items()}
+        shapes = {name: shape_text(found) for name, found in self.loader.described.items()}
         parts = [machine.headline(self.machine)]
+        if self.runner.from_log:
+            parts.append(f"{self.runner.from_log} of the figures are from {self.log.path}")
         if rows:
             parts += [report.LEGEND, report.tables(rows, shapes, self.peaks)]
             parts += ["All instances and patterns", report.overview_table(rows)]
@@ -200,10 +291,11 @@ class Benchmark:
             "patterns": {
                 label: pattern_figures(PATTERNS[label]) for label in self._names("pattern")
             },
-            "instances": {
-                name: description(INSTANCES[name], weights)
-                for name, weights in self.weights.items()
-            },
+            "instances": self.loader.described,
+            "bounds": [
+                {"instance": instance, "pattern": pattern, "bound": bound}
+                for (instance, pattern), bound in self.bounds.items()
+            ],
             "rows": [{**row.as_dict(), "peak_bytes": self._peak_bytes(row)} for row in self.rows()],
             "runs": [_flat(one) for one in self.runner.measured],
             "failures": [asdict(failure) for failure in self.runner.failures],
@@ -228,7 +320,7 @@ class Benchmark:
             instance, label = case
             name = re.sub(r"[^\w.\-]+", "-", f"{out.stem}_{instance}_{label}")
             files.append(out.with_name(f"{name}.png"))
-            shape = " x ".join(map(str, self.weights[instance].shape))
+            shape = shape_text(self.loader.described[instance])
             quality_plot.save_pareto(
                 files[-1],
                 f"{instance} ({shape}), {PATTERNS[label]}",
@@ -242,11 +334,13 @@ def _flat(measured: Measured) -> dict[str, Any]:
     run = asdict(measured.run)
     if run["budget"] is None:
         run["budget"] = "converged"
-    return {**run, **measured.figures, "cut": measured.cut}
+    # The run's method is a label, the figures' the method without its variant.
+    return {**measured.figures, **run, "cut": measured.cut}
 
 
-def _described(name: str) -> dict[str, Any]:
+def _described(label: str) -> dict[str, Any]:
     """A method's summary and options; what JSON has no form for, as text."""
+    name, given = resolve(label)
     method = registry.get(name)
-    options = json.loads(json.dumps(asdict(method.make_options(None)), default=str))
+    options = json.loads(json.dumps(asdict(method.make_options(given)), default=str))
     return {"summary": method.summary, "options": options}

@@ -13,6 +13,9 @@ from gyroperm.files import atomic_path
 # A logarithmic axis has no zero.
 _LEAST_SECONDS = 1e-3
 
+# Ten colours tell ten methods apart; then the marker changes.
+_STYLES = [(f"C{i}", marker) for marker in "os^D" for i in range(10)]
+
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (seconds, efficacy) points that none other reaches or exceeds in less time, ascending."""
@@ -38,13 +41,13 @@ def save_pareto(path: Path, title: str, rows: Sequence[Row], measured: Sequence[
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     axis = figure.subplots()
     for i, method in enumerate(dict.fromkeys(row.method for row in rows)):
         _draw_method(
             axis,
             method,
-            f"C{i}",
+            _STYLES[i % len(_STYLES)],
             [row for row in rows if row.method == method],
             [one for one in measured if one.run.method == method],
         )
@@ -54,14 +57,20 @@ def save_pareto(path: Path, title: str, rows: Sequence[Row], measured: Sequence[
     axis.set_ylabel("efficacy (%): 0 no permutation, 100 unstructured")
     axis.set_title(title, fontsize=10)
     axis.grid(True, which="major", alpha=0.3)
-    axis.legend(loc="best", fontsize=9, framealpha=0.9)
+    # Beside the picture: many methods would cover their own points.
+    figure.legend(loc="outside right upper", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
 def _draw_method(
-    axis: Any, method: str, colour: str, rows: Sequence[Row], measured: Sequence[Measured]
+    axis: Any,
+    method: str,
+    style: tuple[str, str],
+    rows: Sequence[Row],
+    measured: Sequence[Measured],
 ) -> None:
+    colour, marker = style
     axis.scatter(
         [_shown(one.figures["seconds"]) for one in measured],
         [one.figures["efficacy"] for one in measured],
@@ -74,7 +83,7 @@ def _draw_method(
     axis.plot(
         [_shown(row.seconds.median) for row in medians],
         [row.efficacy.median for row in medians],
-        "o-",
+        f"{marker}-",
         color=colour,
         label=f"{method}, medians of {len(rows)} budget{'s' * (len(rows) != 1)}",
     )

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.instances import PATTERNS
-from benchmarks.quality_runs import SINGLE, Failure, Measured
+from benchmarks.quality_runs import Failure, Measured
+from benchmarks.variants import SINGLE
 from gyroperm.report import format_table
 
 
@@ -47,6 +48,8 @@ class Row:
         The same in points of efficacy.
     to_bound : float
         How far the median of what is retained lies below the proven bound, as a fraction of it.
+    to_bound_points : float
+        The same in points of efficacy.
     seconds : Spread
         Of the search, compilation excluded.
     cut : int
@@ -63,6 +66,7 @@ class Row:
     to_best: float
     to_best_points: float
     to_bound: float
+    to_bound_points: float
     seconds: Spread
     cut: int
 
@@ -71,7 +75,13 @@ class Row:
         return {**asdict(self), "budget": "converged" if self.budget is None else self.budget}
 
 
-def summarise(measured: Sequence[Measured], known: Sequence[Measured] = ()) -> list[Row]:
+def summarise(
+    measured: Sequence[Measured],
+    known: Sequence[Measured] = (),
+    *,
+    best: Mapping[tuple[str, str], float] | None = None,
+    bounds: Mapping[tuple[str, str], float] | None = None,
+) -> list[Row]:
     """A row for each instance, pattern, method and budget, in the order of their first runs.
 
     Parameters
@@ -79,16 +89,21 @@ def summarise(measured: Sequence[Measured], known: Sequence[Measured] = ()) -> l
     measured : sequence of Measured
     known : sequence of Measured
         Further runs, that count for the best known only.
+    best, bounds : mapping, optional
+        What else is known for each (instance, pattern): the most that was ever retained, and an
+        upper bound besides those of the runs.
     """
-    best: dict[tuple[str, str], float] = {}
+    most = dict(best or {})
+    least = dict(bounds or {})
     for one in (*measured, *known):
         case = one.run.instance, one.run.pattern
-        best[case] = max(best.get(case, 0.0), one.figures["retained"])
+        most[case] = max(most.get(case, 0.0), one.figures["retained"])
+        least[case] = min(least.get(case, math.inf), one.figures["bound"])
     groups: dict[tuple[str, str, str, float | None], list[Measured]] = {}
     for one in measured:
         run = one.run
         groups.setdefault((run.instance, run.pattern, run.method, run.budget), []).append(one)
-    return [_row(*key, runs, best[key[:2]]) for key, runs in groups.items()]
+    return [_row(*key, runs, most[key[:2]], least[key[:2]]) for key, runs in groups.items()]
 
 
 def _row(
@@ -98,14 +113,17 @@ def _row(
     budget: float | None,
     runs: Sequence[Measured],
     best: float,
+    bound: float,
 ) -> Row:
     def spread(name: str) -> Spread:
         return Spread.of([one.figures[name] for one in runs])
 
+    def points(lost: float) -> float:
+        return 100.0 * lost / room if room > 0 else math.nan
+
     retained = spread("retained").median
     figures = runs[0].figures
     room = figures["unstructured"] - figures["identity"]
-    bound = figures["bound"]
     return Row(
         instance=instance,
         pattern=pattern,
@@ -115,8 +133,9 @@ def _row(
         efficacy=spread("efficacy"),
         ratio=spread("ratio"),
         to_best=(best - retained) / best if best > 0 else 0.0,
-        to_best_points=100.0 * (best - retained) / room if room > 0 else math.nan,
+        to_best_points=points(best - retained),
         to_bound=(bound - retained) / bound if bound > 0 else 0.0,
+        to_bound_points=points(bound - retained),
         seconds=spread("seconds"),
         cut=sum(one.cut for one in runs),
     )
@@ -126,9 +145,8 @@ def _row(
 LEGEND = (
     "efficacy, ret./unstr.: medians over seeds; retained against no permutation (0 %) and "
     "unstructured (100 %)\n"
-    "to best: below the best found for the case in this run, as a share of it and in points of "
-    "efficacy\n"
-    "to bound: below the proven bound, as a share of it\n"
+    "to best: below the best known for the case, as a share of it and in points of efficacy\n"
+    "to bound: below the proven bound, likewise\n"
     "seconds: median (least..greatest) of the search, compilation excluded"
 )
 
@@ -143,8 +161,8 @@ def case_table(rows: Sequence[Row], peaks: Mapping[str, int] | None = None) -> s
     peaks : mapping of str to int, optional
         The peak memory by method, in bytes.
     """
-    headers = ["method", "budget", "efficacy", "ret./unstr.", "to best", "points", "to bound"]
-    headers += ["seconds"] + ["peak MiB"] * bool(peaks)
+    headers = ["method", "budget", "efficacy", "ret./unstr.", "to best", "points"]
+    headers += ["to bound", "points", "seconds"] + ["peak MiB"] * bool(peaks)
     table = []
     for row in rows:
         cells = [
@@ -154,7 +172,8 @@ def case_table(rows: Sequence[Row], peaks: Mapping[str, int] | None = None) -> s
             f"{row.ratio.median:.4f}",
             _percent(100 * row.to_best, 3),
             f"{row.to_best_points:.2f}",
-            _percent(100 * row.to_bound, 2),
+            _percent(100 * row.to_bound, 3),
+            f"{row.to_bound_points:.2f}",
             _range(row.seconds),
         ]
         if peaks:
@@ -185,7 +204,7 @@ def _range(spread: Spread) -> str:
 
 def tables(
     rows: Sequence[Row],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, str],
     peaks: Mapping[tuple[str, str], Mapping[str, int]] | None = None,
 ) -> str:
     """A table for each instance and pattern, under its name, shape and pattern.
@@ -193,16 +212,15 @@ def tables(
     Parameters
     ----------
     rows : sequence of Row
-    shapes : mapping of str to tuple of int
-        Of the instances.
+    shapes : mapping of str to str
+        Of the instances, for people.
     peaks : mapping, optional
         For each (instance, pattern), the peak memory by method, in bytes.
     """
     parts = []
     for instance, label in dict.fromkeys((row.instance, row.pattern) for row in rows):
         own = [row for row in rows if (row.instance, row.pattern) == (instance, label)]
-        shape = " x ".join(map(str, shapes[instance]))
-        heading = f"{instance} ({shape}), {label}"
+        heading = f"{instance} ({shapes[instance]}), {label}"
         if str(PATTERNS[label]) != label:
             heading += f": {PATTERNS[label]}"
         found = (peaks or {}).get((instance, label))
@@ -237,8 +255,16 @@ def overview_table(rows: Sequence[Row]) -> str:
 
 
 def failures_text(failures: Sequence[Failure]) -> str:
-    """A line for each instance, pattern, method and message."""
-    lines = dict.fromkeys(
-        f"failed: {f.run.method} on {f.run.instance}, {f.run.pattern}: {f.error}" for f in failures
-    )
-    return "\n".join(lines)
+    """A line for each method and pattern that is not for it, then for each failure's message."""
+    refused: dict[str, list[str]] = {}
+    for one in failures:
+        if one.refused:
+            patterns = refused.setdefault(one.run.method, [])
+            patterns += [one.run.pattern] * (one.run.pattern not in patterns)
+    lines = [f"{method} does not take {', '.join(ps)}" for method, ps in refused.items()]
+    failed = [
+        f"failed: {f.run.method} on {f.run.instance}, {f.run.pattern}: {f.error}"
+        for f in failures
+        if not f.refused
+    ]
+    return "\n".join([*lines, *dict.fromkeys(failed)])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import gyroperm
-from benchmarks.instances import PATTERNS
+from benchmarks import machine
+from benchmarks.instances import PATTERNS, Loader
+from benchmarks.run_log import RunLog
+from benchmarks.variants import resolve
 from gyroperm import SearchState
 from gyroperm.report import solution_figures
-
-#: Methods that search for nothing: one run says it all, whatever the budget and the seed.
-SINGLE = frozenset({"identity"})
+from gyroperm.solvers import registry
+from gyroperm.solvers.parallel import default_threads
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Run:
     Attributes
     ----------
     instance, pattern, method : str
-        Names of :mod:`benchmarks.instances` and of a registered method.
+        Names of :mod:`benchmarks.instances` and a label of :mod:`benchmarks.variants`.
     budget : float or None
         The time limit in seconds, compilation excluded; None until the method has converged.
     seed : int
@@ -58,10 +61,29 @@ class Measured:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that raised, with the message."""
+    """A run that raised, with the message.
+
+    Attributes
+    ----------
+    run : Run
+    error : str
+    refused : bool
+        Whether the method says that it does not take this pattern, which is no fault.
+    """
 
     run: Run
     error: str
+    refused: bool
+
+
+def conditions() -> dict[str, Any]:
+    """What measurements depend on besides their runs, ready for JSON."""
+    return {
+        "code": machine.code_digest(),
+        "cpu": machine.cpu_model(),
+        "cores": default_threads(),
+        "cpu_quota": machine.cpu_quota(),
+    }
 
 
 class Runner:
@@ -69,24 +91,29 @@ class Runner:
 
     Parameters
     ----------
-    weights : mapping of str to ndarray
-        The instances by name.
+    loader : Loader
+        Where the instances come from.
     threads : int or None
         As for :func:`gyroperm.solve`.
     longest : float
         Seconds after which a run to convergence is cut.
+    log : RunLog, optional
+        Where finished runs are kept and found again; by default none is.
     """
 
     def __init__(
         self,
-        weights: Mapping[str, NDArray[np.floating]],
+        loader: Loader,
         *,
         threads: int | None,
         longest: float,
+        log: RunLog | None = None,
     ) -> None:
-        self.weights = weights
+        self.loader = loader
         self.threads = threads
         self.longest = longest
+        self.log = RunLog(None, {}) if log is None else log
+        self.from_log = 0
         self._done: dict[Run, Measured] = {}
         self._failed: dict[Run, Failure] = {}
 
@@ -103,21 +130,82 @@ class Runner:
     def make(self, run: Run) -> Measured | None:
         """The result of a run, made now unless it was before; None if it raised.
 
-        A method from outside may not know every pattern: its failure is noted, and the others
-        are measured all the same.
+        A method may not know every pattern: that is noted, and the others are measured all the
+        same.
         """
         if run not in self._done and run not in self._failed:
             try:
-                self._done[run] = self._make(run)
+                self._done[run] = self._found_or_made(run)
+            except FileNotFoundError:
+                raise
             except Exception as error:
-                self._failed[run] = Failure(run, f"{type(error).__name__}: {error}")
+                refused = _refuses(run, error)
+                self._failed[run] = Failure(run, f"{type(error).__name__}: {error}", refused)
         return self._done.get(run)
 
-    def _make(self, run: Run) -> Measured:
+    def logged(
+        self, kind: str, run: Run, measure: Callable[[], dict[str, Any]], **more: Any
+    ) -> dict[str, Any]:
+        """What was measured of a run, from the log unless it is measured now.
+
+        Parameters
+        ----------
+        kind : str
+            What is measured.
+        run : Run
+        measure : callable
+            Returns what goes into the log, ready for JSON.
+        **more
+            What it depends on besides, ready for JSON.
+        """
+        key = {"kind": kind, **self._key(run), **more}
+        found: dict[str, Any] | None = self.log.find(key)
+        if found is None:
+            found = measure()
+            self.log.add(key, found)
+        else:
+            self.from_log += 1
+        return found
+
+    def best_known(self) -> dict[tuple[str, str], float]:
+        """The most that any run in the log retained, by instance and pattern.
+
+        Whatever code found it: what is retained is a fact of the weights.
+        """
+        best: dict[tuple[str, str], float] = {}
+        described = self.loader.described
+        for key, value in self.log.everything():
+            case = key["instance"], key["pattern"]
+            same = described.get(case[0], {}).get("sha256") == key["sha256"]
+            if key["kind"] == "run" and same:
+                best[case] = max(best.get(case, 0.0), value["figures"]["retained"])
+        return best
+
+    def _found_or_made(self, run: Run) -> Measured:
+        found = self.logged("run", run, lambda: self._make(run))
+        return Measured(run, found["figures"], found["cut"])
+
+    def _key(self, run: Run) -> dict[str, Any]:
+        """What tells a run from others in the log."""
+        name, options = resolve(run.method)
+        method = registry.get(name)
+        chosen = json.loads(json.dumps(asdict(method.make_options(options)), default=str))
+        return {
+            **asdict(run),
+            "options": chosen,
+            "method_code": None if registry.is_shipped(name) else _source_digest(method.solve),
+            "sha256": self.loader.description(run.instance)["sha256"],
+            "threads": self.threads or default_threads(),
+            "longest": self.longest if run.budget is None else None,
+        }
+
+    def _make(self, run: Run) -> dict[str, Any]:
+        method, options = resolve(run.method)
         solution = gyroperm.solve(
-            self.weights[run.instance],
+            self.loader.weights(run.instance),
             pattern=PATTERNS[run.pattern],
-            method=run.method,
+            method=method,
+            options=options,
             time_limit=run.budget,
             # Not a TimeLimit: a method paces itself to fill that, and would not converge by itself.
             stop=self._is_too_long if run.budget is None else None,
@@ -125,7 +213,27 @@ class Runner:
             threads=self.threads,
         )
         cut = run.budget is None and solution.seconds >= self.longest
-        return Measured(run, solution_figures(solution), cut)
+        return {"figures": solution_figures(solution), "cut": cut}
 
     def _is_too_long(self, state: SearchState) -> bool:
         return state.seconds >= self.longest
+
+
+def _refuses(run: Run, error: Exception) -> bool:
+    """Whether a method says, by a ValueError that names both, that a pattern is not for it."""
+    pattern = PATTERNS[run.pattern]
+    names_both = resolve(run.method)[0] in str(error) and (
+        str(pattern) in str(error) or pattern.name in str(error)
+    )
+    return isinstance(error, ValueError) and names_both
+
+
+def _source_digest(function: Callable[..., Any]) -> str | None:
+    """A digest of the file that a method from outside is written in; None if there is none."""
+    try:
+        source = inspect.getsourcefile(function)
+    except TypeError:
+        return None
+    if source is None or not Path(source).is_file():
+        return None
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()

@@ -7,14 +7,13 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import gyroperm
-import gyroperm.solvers
+from benchmarks.machine import code_digest
 from gyroperm import Pattern, Solution
 
 
@@ -85,24 +84,12 @@ class SolutionStore:
 
 
 def _file_name(task: Task, weights: NDArray[np.floating]) -> str:
-    described = {**asdict(task), "code": _code_digest(), "shape": weights.shape}
+    described = {**asdict(task), "code": code_digest(), "shape": weights.shape}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     digest.update(weights.dtype.str.encode())
     digest.update(np.ascontiguousarray(weights).data)
     parts = (task.layer, str(task.pattern), task.method, digest.hexdigest()[:16])
     return re.sub(r"[^\w.\-]+", "_", ".".join(parts)) + ".npz"
-
-
-@cache
-def _code_digest() -> str:
-    """A digest of gyroperm's code: who changes a solver must not be shown its old answers."""
-    digest = hashlib.sha256(gyroperm.__version__.encode())
-    for package in (gyroperm, gyroperm.solvers):
-        folder = Path(package.__path__[0])
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(str(file.relative_to(folder)).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, weights: NDArray[np.floating]) -> Solution | None:

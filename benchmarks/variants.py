@@ -1,0 +1,61 @@
+"""What is measured of each method: its default options, and the variants that were published.
+
+A label names either: ``gyro`` is the method with its defaults, ``gyro/recipe`` a variant of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gyroperm.solvers import registry
+
+#: Options by method and variant. A baseline is not judged by one choice of options alone.
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # The schedule of the authors' released recipe.
+    "gyro": {"recipe": {"schedule": (8, 1, 4, 1, 2, 1, 1)}},
+}
+
+#: Methods that search for nothing: one run says it all, whatever the budget and the seed.
+SINGLE = frozenset({"identity"})
+
+
+def all_labels() -> list[str]:
+    """The labels of every registered method, ``identity`` first, with its variants."""
+    # An alias (auto) would be measured twice.
+    names = dict.fromkeys(registry.get(name).name for name in registry.names())
+    ordered = sorted(names, key=lambda name: (name not in SINGLE, name))
+    return [label for name in ordered for label in labels_of(name)]
+
+
+def labels_of(name: str) -> list[str]:
+    """The labels of a method, default options first, or of a label alone.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method or variant; the message lists the known.
+    """
+    if "/" in name:
+        resolve(name)
+        return [name]
+    method = registry.get(name).name
+    return [method, *(f"{method}/{variant}" for variant in VARIANTS.get(method, {}))]
+
+
+def resolve(label: str) -> tuple[str, dict[str, Any]]:
+    """The method and the options of a label; ValueError lists the known."""
+    name, slash, variant = label.partition("/")
+    method = registry.get(name).name
+    if not slash:
+        return method, {}
+    known = VARIANTS.get(method, {})
+    if variant not in known:
+        listed = ", ".join(f"{method}/{one}" for one in known) or "none"
+        raise ValueError(f"unknown variant {label!r}; known of {method!r} are {listed}")
+    return method, dict(known[variant])
+
+
+def unique_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """The labels of several methods or labels, each once."""
+    return tuple(dict.fromkeys(label for name in names for label in labels_of(name)))
