@@ -18,6 +18,9 @@ from gyroperm.solvers.parallel import default_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: Where the benchmarks write what they measured.
+RESULTS = Path(__file__).with_name("results")
+
 _PACKAGES = ("numpy", "numba", "llvmlite", "ortools", "networkx")
 
 # Where a container's limits are, in the second and the first version of Linux's control groups.

@@ -19,12 +19,11 @@ from typing import Any
 
 from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.instances import INSTANCES, PATTERNS, QUERY, cases
+from benchmarks.machine import RESULTS
 from benchmarks.quality_benchmark import Benchmark, Settings
 from benchmarks.variants import all_labels, unique_labels
 from gyroperm.files import check_writable
 from gyroperm.report import write_json
-
-RESULTS = Path(__file__).with_name("results")
 
 #: Time limits in seconds, for plain N:M and for patterns with a vector level.
 PLAIN_TIMES, LEVEL_TIMES = (0.1, 1.0, 10.0, 30.0), (0.1, 1.0, 5.0, 60.0)

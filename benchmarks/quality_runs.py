@@ -78,12 +78,9 @@ class Failure:
 
 def conditions() -> dict[str, Any]:
     """What measurements depend on besides their runs, ready for JSON."""
-    return {
-        "code": machine.code_digest(),
-        "cpu": machine.cpu_model(),
-        "cores": default_threads(),
-        "cpu_quota": machine.cpu_quota(),
-    }
+    described = machine.describe()
+    kept = {name: described[name] for name in ("cpu", "cores", "cpu_quota", "python", "packages")}
+    return {"code": machine.code_digest(), **kept}
 
 
 class Runner:
