@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.ceiling import RELU_OPERATIONS
 from benchmarks.instances import INSTANCES
-from gyroperm.solvers.columns import make_cell, tile_columns
+from gyroperm.solvers.columns import Cell, make_cell, tile_columns
 from gyroperm.solvers.cooling import gumbel_noise
-from gyroperm.solvers.kernels.assignment import assign_slots
+from gyroperm.solvers.kernels.assignment import assign_slots, improve_slots
 from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.grouping import assignment_moves, group_values
 from gyroperm.solvers.kernels.rows import row_moves
@@ -66,6 +66,7 @@ def all_cases(*, quick: bool) -> list[Case]:
     cases += [] if quick else [_gain(rng, 192, 384), _gain(rng, 192, 4096)]
     cases += [_random_assignment(rng, size) for size in sizes]
     cases += [_real_assignment(saliency, size) for size in sizes]
+    cases += [_improvement(saliency, size) for size in sizes]
     cases += [_selection(saliency, 48, 192), _group_values(rng, 384, 32, 2, 4)]
     cases += [_group_values(rng, 384, 32, 4, 8), _group_values(rng, 1024, 256, 2, 4)]
     cases += [_row_moves(rng, 256, 384, 32)] if quick else [_row_moves(rng, 1536, 384, 32)]
@@ -108,14 +109,31 @@ def _assignment(kernel: str, gain: NDArray[np.float32]) -> Case:
     )
 
 
+def _improvement(saliency: NDArray[np.float32], groups: int) -> Case:
+    """The assignment of real gains that starts from where the columns are."""
+    gain = _released_gain(saliency, groups)
+    before = np.arange(groups, dtype=np.int32)
+    chosen = before.copy()
+
+    def call() -> None:
+        chosen[:] = before
+        improve_slots(gain, chosen)
+
+    return replace(_assignment("assignment improved, real gains", gain), call=call)
+
+
 def _random_assignment(rng: np.random.Generator, size: int) -> Case:
     return _assignment("assignment, random gains", _uniform(rng, size, size))
 
 
 def _real_assignment(saliency: NDArray[np.float32], groups: int) -> Case:
+    return _assignment("assignment, real gains", _released_gain(saliency, groups))
+
+
+def _released_gain(saliency: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
     """The gains of one column released from each group of four."""
     members = saliency[:, : 4 * groups].reshape(len(saliency), groups, 4).transpose(2, 1, 0)
-    return _assignment("assignment, real gains", _real_gain(members, members[0]))
+    return _real_gain(members, members[0])
 
 
 def _selection(saliency: NDArray[np.float32], groups: int, pool: int) -> Case:
@@ -177,16 +195,33 @@ def _column_moves(rng: np.random.Generator, groups: int, pool: int, rows: int) -
     every = rng.permutation(saliency.shape[1]).astype(np.int32)
     order = every[: 4 * groups].reshape(-1, 4)
     cell = make_cell(saliency, np.arange(rows, dtype=np.int32), order)
-    noise, state = gumbel_noise(), np.array([1], dtype=np.uint64)
     moves = 10
     return Case(
         "assignment moves, annealed",
         f"{groups} groups + {pool}, {rows} rows",
-        lambda: assignment_moves(cell.X, cell.groups, cell.pool, 2, moves, 0.1, noise, state),
+        lambda: annealed_moves(cell, cell.groups, moves),
         float(moves * RELU_OPERATIONS * groups * (groups + pool) * rows),
         0.0,
         "moves",
         float(moves),
+    )
+
+
+_NOISE = gumbel_noise()
+
+
+def annealed_moves(cell: Cell, groups: NDArray[np.int32], moves: int) -> None:
+    """Annealed 2:4 assignment moves of a block of a cell's groups and its pool, in place.
+
+    Every move computes all the gains that it needs.
+    """
+    G, m = groups.shape
+    no_gains = np.empty((0, m, len(cell.X)), dtype=np.float32)
+    none_fresh = np.zeros((0, m), dtype=np.bool_)
+    state = np.array([1], dtype=np.uint64)
+    ids = np.arange(G)
+    assignment_moves(
+        cell.X, groups, cell.pool, 2, moves, 0.1, _NOISE, ids, no_gains, none_fresh, state
     )
 
 

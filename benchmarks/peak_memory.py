@@ -58,6 +58,15 @@ def measure(
     return found
 
 
+def make_here(run: Run, *, threads: int | None, longest: float) -> dict[str, Any]:
+    """As :func:`measure`, in this process; the peak is then of all that it ever did."""
+    runner = Runner(Loader(), threads=threads, longest=longest)
+    measured = runner.make(run)
+    if measured is None:
+        raise RuntimeError(runner.failures[0].error)
+    return {"figures": measured.figures, "cut": measured.cut, "peak_bytes": _peak_bytes()}
+
+
 def _peak_bytes() -> int:
     """The peak resident memory of this process so far."""
     try:
@@ -84,14 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for module in arguments.modules:
         importlib.import_module(module)
     fields, options = arguments.described
-    run = Run(**fields)
-    runner = Runner(Loader(), **options)
-    measured = runner.make(run)
-    if measured is None:
-        print(runner.failures[0].error, file=sys.stderr)
+    try:
+        found = make_here(Run(**fields), **options)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
         return 1
-    figures = {"figures": measured.figures, "cut": measured.cut}
-    print(json.dumps({**figures, "peak_bytes": _peak_bytes()}))
+    print(json.dumps(found))
     return 0
 
 

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.kernel_cases import annealed_moves
 from gyroperm.files import atomic_path
 from gyroperm.report import format_table
 from gyroperm.solvers.columns import Cell, make_cell
-from gyroperm.solvers.cooling import gumbel_noise
 from gyroperm.solvers.kernels.gain import relu_gain
-from gyroperm.solvers.kernels.grouping import assignment_moves
 
-_N, _M = 2, 4
+_M = 4
 
 # Moves in a call: the first pays for what a call sets up.
 _MOVES = 2
@@ -91,13 +89,12 @@ def _cell(rng: np.random.Generator, rows: int, columns: int) -> Cell:
 def _sweep(cell: Cell, block_groups: int, rate: float, repeats: int) -> Sweep:
     count = -(-len(cell.groups) // block_groups)
     blocks = np.array_split(cell.groups, count)
-    noise = gumbel_noise()
 
     def run() -> None:
         for block in blocks:
-            _moves(cell, block, noise)
+            annealed_moves(cell, block, _MOVES)
 
-    _moves(cell, blocks[0][:2].copy(), noise)  # compiles
+    annealed_moves(cell, blocks[0][:2].copy(), _MOVES)  # compiles
     seconds = [_timed(run) / _MOVES for _ in range(repeats)]
     rows = cell.X.shape[1]
     terms = rows * sum(len(block) ** 2 for block in blocks)
@@ -111,11 +108,6 @@ def _sweep(cell: Cell, block_groups: int, rate: float, repeats: int) -> Sweep:
         least=min(seconds),
         greatest=max(seconds),
     )
-
-
-def _moves(cell: Cell, block: NDArray[np.int32], noise: NDArray[np.float32]) -> None:
-    state = np.array([1], dtype=np.uint64)
-    assignment_moves(cell.X, block, cell.pool, _N, _MOVES, 0.1, noise, state)
 
 
 def _timed(call: Any) -> float:
@@ -171,7 +163,7 @@ def save_plot(path: Path, sweeps: Sequence[Sweep]) -> None:
     axis.set_xlabel("columns C")
     axis.set_ylabel("seconds of a sweep, one thread")
     axis.set_title(
-        f"A sweep of assignment moves, {_N}:{_M}, R = {sweeps[0].rows}, blocks of B groups\n"
+        f"A sweep of assignment moves, 2:{_M}, R = {sweeps[0].rows}, blocks of B groups\n"
         "dotted: R C B / m terms at the rate of the gain product alone",
         fontsize=10,
     )
