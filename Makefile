@@ -35,7 +35,7 @@ types: $(READY)  ## check types, against a regular install
 	cd tests && MYPYPATH=../$(VENV)/regular/lib ../$(BIN)/mypy \
 		--config-file ../pyproject.toml --cache-dir ../.mypy_cache -p gyroperm
 
-bench: $(READY)  ## measure the quality of the searches (ARGS go to benchmarks.quality)
+bench: $(READY)  ## measure the quality of the searches (ARGS=--quick: under ten minutes)
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 wheel: $(READY)  ## build the source distribution and the wheel into dist/
