@@ -182,8 +182,9 @@ class Benchmark:
                 found = self.runner.logged(
                     "bound", run, lambda r=run: self._bound(r), bound=seconds
                 )
-            except ValueError as error:
-                self.problems.append(f"no bound for {', '.join(case)}: {error}")
+            except Exception as error:
+                # As for runs: one case that fails must not lose the others.
+                self.problems.append(f"no bound for {', '.join(case)}: {error!r}")
             else:
                 self.bounds[case] = found["bound"]
 

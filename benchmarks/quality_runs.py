@@ -189,6 +189,7 @@ class Runner:
         chosen = json.loads(json.dumps(asdict(method.make_options(options)), default=str))
         return {
             **asdict(run),
+            "pattern_parts": asdict(PATTERNS[run.pattern]),
             "options": chosen,
             "method_code": None if registry.is_shipped(name) else _source_digest(method.solve),
             "sha256": self.loader.description(run.instance)["sha256"],

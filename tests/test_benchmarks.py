@@ -182,7 +182,7 @@ def runner(*, threads=1, longest=60.0, log=None):
 
 def test_quick_takes_less_than_ten_minutes():
     quick = settings("--quick")
-    assert quick.most_seconds() < 480  # the rest is for compiling
+    assert quick.most_seconds() < 540  # the rest is for compiling
     assert len(cases(quick.instances, quick.patterns)) >= 6
     assert set(quick.methods) == set(variants.all_labels())
 
