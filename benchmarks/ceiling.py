@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numba import njit
@@ -67,7 +68,7 @@ def relu_loops() -> list[tuple[Callable[[], object], float]]:
     for sums, loop in ((4, _four_sums), (8, _eight_sums)):
         q = np.linspace(0.0, 0.5, sums, dtype=np.float32)
         operations = float(RELU_OPERATIONS * sums * _ELEMENTS * _PASSES)
-        loops.append((lambda loop=loop, q=q: loop(x, q, _PASSES), operations))
+        loops.append((partial(loop, x, q, _PASSES), operations))
     return loops
 
 

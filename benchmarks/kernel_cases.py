@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -227,7 +227,7 @@ def annealed_moves(cell: Cell, groups: NDArray[np.int32], moves: int) -> None:
 
 def _tile_columns(rng: np.random.Generator, rows: int, columns: int) -> Case:
     saliency = _uniform(rng, rows, columns)
-    tiles: Sequence[NDArray[np.int32]] = rng.permutation(rows).astype(np.int32).reshape(-1, 128)
+    tiles = rng.permutation(rows).astype(np.int32).reshape(-1, 128)
     return Case(
         "gather tiles, from memory",
         f"{rows} x {columns}, V=128",

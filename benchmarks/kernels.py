@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _fractions(earlier)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(str(error))
-    described = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    described: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     described |= {"machine": machine.describe(), "load_average": machine.load_average()}
     rounds = arguments.rounds or (3 if quick else 9)
     found = measure(all_cases(quick=quick), rounds=rounds)

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,10 @@ class Benchmark:
         seconds = self.settings.bound
         every = cases(self.settings.instances, self.settings.patterns) if seconds else []
         for case in tqdm(every, "bounds", disable=self.settings.quiet, leave=False):
-            run = Run(*case, _BOUND_METHOD, _BOUND_SHARE * (seconds or 0.0), 0)
+            instance, pattern = case
+            run = Run(instance, pattern, _BOUND_METHOD, _BOUND_SHARE * (seconds or 0.0), 0)
             try:
-                found = self.runner.logged(
-                    "bound", run, lambda r=run: self._bound(r), bound=seconds
-                )
+                found = self.runner.logged("bound", run, partial(self._bound, run), bound=seconds)
             except Exception as error:
                 # As for runs: one case that fails must not lose the others.
                 self.problems.append(f"no bound for {', '.join(case)}: {error!r}")
@@ -210,18 +210,15 @@ class Benchmark:
 
     def _measure_peak(self, run: Run) -> None:
         settings = self.settings
-
-        def peak() -> dict[str, Any]:
-            found = peak_memory.measure(
-                run,
-                threads=settings.threads,
-                longest=settings.longest,
-                modules=settings.modules,
-            )
-            return {"peak_bytes": found["peak_bytes"]}
-
+        measure = partial(
+            peak_memory.measure,
+            run,
+            threads=settings.threads,
+            longest=settings.longest,
+            modules=settings.modules,
+        )
         try:
-            found = self.runner.logged("peak", run, peak)
+            found = self.runner.logged("alone", run, measure)
         except RuntimeError as error:
             self.problems.append(str(error))
         else:

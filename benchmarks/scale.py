@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     large = [name for name, instance in INSTANCES.items() if instance.large]
     contests = QUICK_CONTESTS if quick else CONTESTS
     log = out.with_suffix(".runs.jsonl")
-    described = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    described: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     described |= {"machine": machine.describe(), "load_average": machine.load_average()}
     scale = Scale(
         [one for one in contests if one.pattern in (arguments.patterns or [one.pattern])],
