@@ -32,11 +32,11 @@ from gyroperm.files import check_writable
 from gyroperm.report import write_json
 
 CONTESTS = (
-    Contest("2:4", "ria", (60.0,)),
+    Contest("2:4", "ria/converged", (60.0,)),
     Contest("hinm75-v128", "gyro", (30.0, 120.0), more=True),
 )
 QUICK_CONTESTS = (
-    Contest("2:4", "ria", (1.0,)),
+    Contest("2:4", "ria/converged", (1.0,)),
     Contest("hinm75-v128", "gyro", (0.5, 1.0), more=True),
 )
 QUICK_INSTANCES = ("lm1024x2752",)

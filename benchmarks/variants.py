@@ -10,10 +10,20 @@ from typing import Any
 
 from gyroperm.solvers import registry
 
-#: Options by method and variant. A baseline is not judged by one choice of options alone.
+#: Options by method and variant. A baseline is not judged by one choice of options alone. What
+#: is a method's default anyway is measured once, and what is not registered not at all.
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # The schedule of the authors' released recipe.
     "gyro": {"recipe": {"schedule": (8, 1, 4, 1, 2, 1, 1)}},
+    # One pass over the slots, as published, and passes until none brings anything.
+    "ria": {"one-pass": {"passes": 1}, "converged": {"passes": None}},
+    # Stripe groups of two and of three groups of four, and regressions to escape by.
+    "stripe": {
+        "8": {"window": 8},
+        "12": {"window": 12},
+        "8-escapes": {"window": 8, "escape_attempts": 100},
+        "12-escapes": {"window": 12, "escape_attempts": 100},
+    },
 }
 
 #: Methods that search for nothing: one run says it all, whatever the budget and the seed.
@@ -39,8 +49,14 @@ def labels_of(name: str) -> list[str]:
     if "/" in name:
         resolve(name)
         return [name]
-    method = registry.get(name).name
-    return [method, *(f"{method}/{variant}" for variant in VARIANTS.get(method, {}))]
+    method = registry.get(name)
+    default = method.make_options(None)
+    others = (
+        variant
+        for variant, options in VARIANTS.get(method.name, {}).items()
+        if method.make_options(options) != default
+    )
+    return [method.name, *(f"{method.name}/{variant}" for variant in others)]
 
 
 def resolve(label: str) -> tuple[str, dict[str, Any]]:

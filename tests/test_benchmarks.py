@@ -217,8 +217,19 @@ def test_every_registered_method_is_measured_with_its_variants():
             assert made != registry.get(name).make_options(None)
 
 
-def test_variants_are_of_methods_that_are_there():
-    assert set(variants.VARIANTS) <= {registry.get(name).name for name in registry.names()}
+@pytest.mark.parametrize("name", sorted(set(variants.VARIANTS) & set(registry.names())))
+def test_a_variants_options_are_its_methods(name):
+    for variant in variants.VARIANTS[name]:
+        method, options = variants.resolve(f"{name}/{variant}")
+        assert registry.get(method).make_options(options)
+
+
+def test_a_variant_that_is_the_default_is_measured_once(monkeypatch):
+    default = registry.get("gyro").make_options(None)
+    more = {**variants.VARIANTS["gyro"], "default": {"icp_patience": default.icp_patience}}
+    monkeypatch.setitem(variants.VARIANTS, "gyro", more)
+    assert variants.labels_of("gyro") == ["gyro", "gyro/recipe"]
+    assert variants.labels_of("gyro/default") == ["gyro/default"]
 
 
 def test_a_name_stands_for_its_variants_and_a_label_for_itself():
