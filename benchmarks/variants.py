@@ -17,13 +17,13 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gyro": {"recipe": {"schedule": (8, 1, 4, 1, 2, 1, 1)}},
     # One pass over the slots, as published, and passes until none brings anything.
     "ria": {"one-pass": {"passes": 1}, "converged": {"passes": None}},
-    # Stripe groups of two and of three groups of four, and regressions to escape by.
+    # Windows of 12 columns at 2:4 rather than 8, and the regressions that its library asks for.
     "stripe": {
-        "8": {"window": 8},
-        "12": {"window": 12},
-        "8-escapes": {"window": 8, "escape_attempts": 100},
-        "12-escapes": {"window": 12, "escape_attempts": 100},
+        "12": {"stripes": 3},
+        "escapes": {"escape_attempts": 100},
+        "12-escapes": {"stripes": 3, "escape_attempts": 100},
     },
+    "swap": {"escapes": {"escape_attempts": 100}},
 }
 
 #: Methods that search for nothing: one run says it all, whatever the budget and the seed.
