@@ -15,8 +15,10 @@ from gyroperm.solvers import registry
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # The schedule of the authors' released recipe.
     "gyro": {"recipe": {"schedule": (8, 1, 4, 1, 2, 1, 1)}},
-    # One pass over the slots, as published, and passes until none brings anything.
-    "ria": {"one-pass": {"passes": 1}, "converged": {"passes": None}},
+    # Rows that are alike by which of their weights are large; and the best of ten clusterings.
+    "ovw": {"mask": {"features": "mask"}, "restarts": {"restarts": 10}},
+    # Passes until none brings anything, and the authors' fast variant.
+    "ria": {"converged": {"passes": None}, "fast": {"blocks": 4}},
     # Windows of 12 columns at 2:4 rather than 8, and the regressions that its library asks for.
     "stripe": {
         "12": {"stripes": 3},
@@ -24,6 +26,8 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "12-escapes": {"stripes": 3, "escape_attempts": 100},
     },
     "swap": {"escapes": {"escape_attempts": 100}},
+    # Turns until nothing moves.
+    "two_axis": {"converged": {"rounds": 1000}},
 }
 
 #: Methods that search for nothing: one run says it all, whatever the budget and the seed.
