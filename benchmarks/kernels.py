@@ -27,7 +27,7 @@ from benchmarks import machine
 from benchmarks.arguments import at_least
 from benchmarks.ceiling import RELU_OPERATIONS, copy_loop, relu_loops
 from benchmarks.kernel_cases import Case, all_cases
-from benchmarks.machine import RESULTS
+from benchmarks.machine import results_file
 from gyroperm.files import check_writable
 from gyroperm.report import format_table, write_json
 
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     quick = arguments.quick
-    out = arguments.out or RESULTS / ("kernels_quick.json" if quick else "kernels.json")
+    out = arguments.out or results_file("kernels_quick.json" if quick else "kernels.json")
     earlier = None
     try:
         check_writable(out)

@@ -140,6 +140,12 @@ def commit() -> tuple[str, bool] | None:
     return head, bool(changes)
 
 
+def results_file(name: str) -> Path:
+    """The path of a file in :data:`RESULTS`, which is made if it is missing."""
+    RESULTS.mkdir(exist_ok=True)
+    return RESULTS / name
+
+
 @cache
 def code_digest() -> str:
     """A digest of what gyroperm's code does: what was found by other code is not to be reused.

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.instances import INSTANCES, PATTERNS, QUERY, cases
-from benchmarks.machine import RESULTS
+from benchmarks.machine import results_file
 from benchmarks.quality_benchmark import Benchmark, Settings
 from benchmarks.variants import all_labels, unique_labels
 from gyroperm.files import check_writable
@@ -220,8 +220,7 @@ def _methods(given: Sequence[str] | None, modules: Sequence[str]) -> tuple[str, 
 def _out(arguments: argparse.Namespace) -> Path:
     """The file to write; OSError if that cannot be done."""
     if arguments.out is None:
-        RESULTS.mkdir(exist_ok=True)
-        out = RESULTS / ("quality_quick.json" if arguments.quick else "quality.json")
+        out = results_file("quality_quick.json" if arguments.quick else "quality.json")
     else:
         out = arguments.out
     check_writable(out)

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import machine, peak_memory, sweep_cost
 from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.instances import INSTANCES, Loader
-from benchmarks.machine import RESULTS
+from benchmarks.machine import results_file
 from benchmarks.quality_runs import Run, Runner, conditions
 from benchmarks.run_log import RunLog
 from benchmarks.scale_contests import Contest, Entry, contest_text, findings, hold
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     quick = arguments.quick
-    out = arguments.out or RESULTS / ("scale_quick.json" if quick else "scale.json")
+    out = arguments.out or results_file("scale_quick.json" if quick else "scale.json")
     try:
         check_writable(out)
         for module in arguments.plugin:
