@@ -1,8 +1,8 @@
 """Micro-benchmarks of the kernels, as fractions of what a core of this machine can do.
 
-``python -m benchmarks.kernels`` measures in every round the ceilings and then every kernel, so
-that each fraction compares times of the same moment, and prints medians and spreads over the
-rounds. The ceiling of arithmetic is a loop of subtract, maximum and add whose sums stay in
+``python -m benchmarks.kernels`` measures in every round every kernel and, in between, the
+ceilings, so that each fraction compares times of the same round, and prints medians and spreads
+over the rounds. The ceiling of arithmetic is a loop of subtract, maximum and add whose sums stay in
 registers, that of memory a copy. A kernel's fraction is the time that the ceilings would need for
 the operations and the memory traffic that its work cannot do without, by the time it took: its
 thread's processor time, which others on the machine disturb least. With --against, a kernel that
@@ -66,10 +66,14 @@ def measure(cases: Sequence[Case], *, rounds: int, copied: int = _COPIED) -> dic
     rates: list[tuple[float, float]] = []
     seconds: list[list[float]] = [[] for _ in cases]
     for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
-        arithmetic = max(operations / _seconds(loop) for loop, operations in loops)
-        rates.append((arithmetic, copy[1] / _seconds(copy[0])))
+        arithmetic = 0.0
         for case, own in zip(cases, seconds, strict=True):
+            # Before every kernel, the fastest of the round: a moment in which the core is shared
+            # or clocked down must not pass for its ceiling.
+            for loop, operations in loops:
+                arithmetic = max(arithmetic, operations / _seconds(loop))
             own.append(_seconds(case.call))
+        rates.append((arithmetic, copy[1] / _seconds(copy[0])))
     return {
         "ceiling": {
             "operations_per_second": _spread([rate for rate, _ in rates]),
