@@ -36,7 +36,15 @@ Stop = Callable[[SearchState], bool]
 
 
 class Criterion:
-    """A stopping criterion that combines: ``a | b`` stops at either, ``a & b`` at both."""
+    """A stopping criterion that combines: ``a | b`` stops at either, ``a & b`` at both.
+
+    Attributes
+    ----------
+    timed : bool
+        Whether a clock is among what decides.
+    """
+
+    timed: bool = False
 
     def __call__(self, state: SearchState) -> bool:
         """Whether to stop now."""
@@ -70,6 +78,7 @@ class AnyOf(Criterion):
 
     def __init__(self, *criteria: Stop) -> None:
         self.criteria = criteria
+        self.timed = any(isinstance(c, Criterion) and c.timed for c in criteria)
 
     def __call__(self, state: SearchState) -> bool:
         return any(criterion(state) for criterion in self.criteria)
@@ -84,6 +93,7 @@ class AllOf(Criterion):
 
     def __init__(self, *criteria: Stop) -> None:
         self.criteria = criteria
+        self.timed = any(isinstance(c, Criterion) and c.timed for c in criteria)
 
     def __call__(self, state: SearchState) -> bool:
         return all(criterion(state) for criterion in self.criteria)
@@ -95,6 +105,8 @@ class AllOf(Criterion):
 
 class TimeLimit(Criterion):
     """Stop after so many seconds, compilation excluded."""
+
+    timed = True
 
     def __init__(self, seconds: float) -> None:
         self.seconds = checked_duration("seconds", seconds)

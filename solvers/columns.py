@@ -15,7 +15,7 @@ from gyroperm.solvers.search import Search
 from gyroperm.solvers.vectors import rows_of
 
 # A kernel call takes so many moves as fit in about 3 ms: long enough to hide the call, short
-# enough to look at the clock. A gain costs V / 20 ns, its part of the assignment about 8 ns.
+# enough to look at the clock. A gain costs V / 30 ns, its part of the assignment about 2 ns.
 _CALL_NS = 3_000_000
 _MIN_MOVES, _MAX_MOVES = 2, 256
 # Rows that are transposed together.
@@ -26,10 +26,10 @@ _BATCH = 16
 # only if all fit in 64 MiB.
 _ROWS_TO_KEEP = 96
 _KNOWN_GAINS = 1 << 24
-# Sweeps begin with blocks of so many groups, which grow where a sweep takes little of a phase,
-# and shrink where it takes much.
-_FIRST_BLOCK = 96
-_FAST_ENOUGH, _TOO_SLOW = 0.01, 0.04
+# Against a clock, sweeps begin with calls and blocks of this size, and grow where a sweep takes
+# little of a phase, or shrink where it takes much.
+_FIRST_CALL_NS, _FIRST_BLOCK = 300_000, 96
+_FAST_ENOUGH, _TOO_SLOW = 0.01, 0.03
 
 
 @dataclass(eq=False)
@@ -160,13 +160,13 @@ def arrange_columns(
             if cell.X.shape[1] >= _ROWS_TO_KEEP:
                 cell.keep_gains()
     sweep = 0
-    block = min(block_groups, _FIRST_BLOCK)
+    size = _SweepSize(block_groups, phase.timed)
     while active and (target := phase.next_target()) is not None:
-        block = _next_block(block, block_groups, phase.pace)
+        size.follow(phase.pace)
         jobs = [
             job
             for cell in active
-            for job in _deal(cell, block, search.random(stream, 1, index[id(cell)], sweep))
+            for job in _deal(cell, size, search.random(stream, 1, index[id(cell)], sweep))
         ]
         _collect(_run(search, jobs, n, target > 0.0, noise))
         for cell in active:
@@ -194,17 +194,37 @@ def _run(
     return jobs
 
 
-def _next_block(block: int, largest: int, pace: float) -> int:
-    """The groups of a block in the next sweep, by the part of the phase that the last one took.
+class _SweepSize:
+    """How much a sweep does: the groups of a block and the length of a kernel call.
 
-    The larger the blocks the better the outcome of long searches, but there must be time for
-    enough sweeps.
+    The larger the blocks the better the outcome of long searches, but against a clock there must
+    be time for enough sweeps.
+
+    Attributes
+    ----------
+    block : int
+    call_ns : float
     """
-    if pace > _TOO_SLOW:
-        return max(min(block, _FIRST_BLOCK), block // 2)
-    if pace < _FAST_ENOUGH:
-        return min(largest, 2 * block)
-    return block
+
+    def __init__(self, largest: int, timed: bool) -> None:
+        self._largest, self._timed = largest, timed
+        self.block = min(largest, _FIRST_BLOCK) if timed else largest
+        self.call_ns = _FIRST_CALL_NS if timed else _CALL_NS
+
+    def follow(self, pace: float) -> None:
+        """Grow or shrink by the part of the phase that the last sweep took, nan if unknown."""
+        if not self._timed:
+            return
+        if pace > _TOO_SLOW:
+            if self.block > _FIRST_BLOCK:
+                self.block //= 2
+            else:
+                self.call_ns = max(_FIRST_CALL_NS, self.call_ns // 2)
+        elif pace < _FAST_ENOUGH:
+            if self.call_ns < _CALL_NS:
+                self.call_ns = min(_CALL_NS, 2 * self.call_ns)
+            else:
+                self.block = min(self._largest, 2 * self.block)
 
 
 def _can_move(cell: Cell, n: int) -> bool:
@@ -230,6 +250,7 @@ class _Job:
     pool_places: NDArray[np.intp]
     pool: NDArray[np.int32]
     state: NDArray[np.uint64]
+    call_ns: int
     moved: int = 0
     released: int = 0
     stale_moves: int = 0
@@ -239,8 +260,8 @@ class _Job:
     def run(self, n: int, annealed: bool, noise: NDArray[np.float32]) -> None:
         G = len(self.groups)
         self.value_before = groups_value(self.cell.X, self.groups, n)
-        cost = G * (G + len(self.pool)) * (self.cell.X.shape[1] / 20 + 8)
-        moves = min(_MAX_MOVES, max(_MIN_MOVES, int(_CALL_NS / cost)))
+        cost = G * (G + min(G, len(self.pool))) * (self.cell.X.shape[1] / 30 + 2)
+        moves = min(_MAX_MOVES, max(_MIN_MOVES, int(self.call_ns / cost)))
         known, fresh = self.cell.gains_to_keep(self.chosen, len(self.pool))
         _, stale, self.moved = assignment_moves(
             self.cell.X,
@@ -261,14 +282,14 @@ class _Job:
         self.value = groups_value(self.cell.X, self.groups, n)
 
 
-def _deal(cell: Cell, block_groups: int, random: np.random.Generator) -> list[_Job]:
+def _deal(cell: Cell, size: _SweepSize, random: np.random.Generator) -> list[_Job]:
     G = len(cell.groups)
-    count = -(-G // block_groups)
+    count = -(-G // size.block)
     groups = np.array_split(random.permutation(G), count)
     pools = np.array_split(random.permutation(len(cell.pool)), count)
     states = random.integers(0, 2**64, size=(count, 1), dtype=np.uint64)
     return [
-        _Job(cell, chosen, cell.groups[chosen], places, cell.pool[places], state)
+        _Job(cell, chosen, cell.groups[chosen], places, cell.pool[places], state, size.call_ns)
         for chosen, places, state in zip(groups, pools, states, strict=True)
     ]
 

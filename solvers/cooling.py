@@ -93,6 +93,8 @@ class Phase:
     ----------
     pace : float
         The part of the cooling that the last round took; nan before the first.
+    timed : bool
+        Whether a clock decides how many rounds there are.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Phase:
         self._search = search
         self._rounds = rounds
         self._hot, self._cold = hot, cold
+        self.timed = search.timed
         self._taken = 0
         self._cooled = 0.0
         self.pace = math.nan

@@ -127,5 +127,10 @@ class Search:
         """
         return self._stop.progress(self._state()) if isinstance(self._stop, Criterion) else None
 
+    @property
+    def timed(self) -> bool:
+        """Whether the user's criterion is about time, so that a round may take what fits in."""
+        return isinstance(self._stop, Criterion) and self._stop.timed
+
     def _state(self) -> SearchState:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)

@@ -11,8 +11,8 @@ _FAR = np.float32(1e30)
 
 # Who bid last for an item, besides slots: nobody, or an item without a slot.
 _NOBODY, _SPARE = -1, -2
-# After so many bids a slot an assignment is found faster from nothing.
-_BIDS = 100
+# After so many passes an assignment is found faster from nothing.
+_PASSES = 400
 
 
 @fast_kernel
@@ -137,18 +137,15 @@ def assign_slots(gain, chosen):  # type: ignore[no-untyped-def]
 
 @fast_kernel
 def _raise_prices(row, surplus, slot, slack, price, parent):  # type: ignore[no-untyped-def]
-    """A slot bids for every item it would gain by; returns whether it outbid any price."""
-    most = -_FAR
-    for i in range(len(row)):
-        most = max(most, row[i] - price[i])
-    if most <= surplus + slack:
-        return False
+    """A slot bids for every item it would gain by; returns how many prices rose."""
+    rose = 0
     for i in range(len(row)):
         offer = row[i] - surplus
         higher = offer > price[i] + slack
         price[i] = offer if higher else price[i]
         parent[i] = slot if higher else parent[i]
-    return True
+        rose += higher
+    return rose
 
 
 @fast_kernel
@@ -173,7 +170,7 @@ def _offer_spare(owner, slack, price, parent):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rotate(gain, chosen, owner, parent, spare, mark, paid):  # type: ignore[no-untyped-def]
+def _rotate(gain, chosen, owner, parent, spare, mark):  # type: ignore[no-untyped-def]
     """Carry out every cycle of exchanges that the bids close; returns how many there were."""
     items = len(owner)
     for i in range(items):
@@ -206,7 +203,6 @@ def _rotate(gain, chosen, owner, parent, spare, mark, paid):  # type: ignore[no-
                 owner[item], item = -1, spare
             else:
                 owner[item] = slot
-                paid[slot] = -_FAR
                 chosen[slot], item = item, chosen[slot]
             if item == first:
                 break
@@ -236,24 +232,15 @@ def improve_slots(gain, chosen):  # type: ignore[no-untyped-def]
         owner[chosen[g]] = g
         largest = max(largest, abs(gain[g, chosen[g]]))
     slack = np.float32(1e-6) * largest
-    # The price of its own item when a slot last bid: it need not bid again until that rises.
-    paid = np.empty(slots, dtype=np.float32)
-    for g in range(slots):
-        paid[g] = -_FAR
-    bids = 0
-    while bids < _BIDS * slots:
-        rose = False
+    for _ in range(_PASSES):
+        rose = 0
         for g in range(slots):
-            own = price[chosen[g]]
-            if own > paid[g] + slack:
-                bids += 1
-                paid[g] = own
-                if _raise_prices(gain[g], gain[g, chosen[g]] - own, g, slack, price, parent):
-                    rose = True
+            surplus = gain[g, chosen[g]] - price[chosen[g]]
+            rose += _raise_prices(gain[g], surplus, g, slack, price, parent)
         spare, spared = _offer_spare(owner, slack, price, parent)
-        if not (rose or spared):
+        if rose == 0 and not spared:
             return
-        if _rotate(gain, chosen, owner, parent, spare, mark, paid):
+        if _rotate(gain, chosen, owner, parent, spare, mark):
             for i in range(items):
                 parent[i] = _NOBODY
     assign_slots(gain, chosen)
