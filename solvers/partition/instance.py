@@ -1,0 +1,77 @@
+"""Columns that are partitioned into groups of m, of which each row keeps n."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.solvers.kernels.grouping import group_values
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A partition problem: plain N:M on the rows and columns of one tile.
+
+    Attributes
+    ----------
+    columns : ndarray of float64, shape (C', R)
+        A column of the saliency a row; columns of zeros fill up to whole groups.
+    n, m : int
+        1 <= n < m, of at most C' columns.
+    """
+
+    columns: NDArray[np.float64]
+    n: int
+    m: int
+
+    @classmethod
+    def of_tile(
+        cls,
+        saliency: NDArray[np.floating],
+        rows: NDArray[np.int32],
+        columns: NDArray[np.int32],
+        n: int,
+        m: int,
+    ) -> Instance:
+        """The instance of a tile's rows and columns, -1 standing for virtual ones.
+
+        The saliency, (R, C), should have its maximum near 1: see :func:`scaled`.
+        """
+        X = np.zeros((len(columns), int((rows >= 0).sum())))
+        real = columns >= 0
+        X[real] = saliency[np.ix_(rows[rows >= 0], columns[real])].T
+        return cls(X, n, m)
+
+    @property
+    def groups(self) -> int:
+        """G, the groups of a partition."""
+        return len(self.columns) // self.m
+
+    @property
+    def group_count(self) -> int:
+        """How many different groups there are."""
+        return comb(len(self.columns), self.m)
+
+    @cached_property
+    def rounded_up(self) -> NDArray[np.float32]:
+        """The columns in float32, nowhere below what they are."""
+        X = self.columns.astype(np.float32)
+        low = self.columns > X
+        X[low] = np.nextafter(X[low], np.float32(np.inf))
+        return X
+
+    def values(self, groups: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What groups (k, m) keep, (k,), in float64."""
+        values = np.empty(len(groups))
+        group_values(self.columns, groups, self.n, values)
+        return values
+
+
+def scaled(saliency: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
+    """The saliency over a power of two, so that its maximum is in [0.5, 1), and the exponent."""
+    exponent = int(np.frexp(float(saliency.max()))[1])
+    return np.ldexp(saliency, -exponent), exponent

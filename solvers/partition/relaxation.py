@@ -1,0 +1,209 @@
+"""The linear relaxation over all groups, by column generation, and the bound it proves."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.solvers.partition.instance import Instance
+from gyroperm.solvers.partition.master import Master
+from gyroperm.solvers.partition.pricing import (
+    TOLERANCE,
+    Prices,
+    all_prices,
+    local_prices,
+    pricing_seconds,
+)
+
+# New groups of a round: until every column has so many, the best first.
+_PER_COLUMN = 12
+# Groups that local search starts from: those of the largest reduced cost, mostly the basis.
+_STARTS = 1500
+# Groups that an exhaustive pricing may list before it gives only the best of each column.
+_LISTED = 20_000
+# How much is set aside for an exhaustive pricing, by its estimate and by the last one's time.
+_BY_ESTIMATE, _BY_LAST = 1.6, 1.2
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A bound that duals prove, in the scale of the instance.
+
+    Attributes
+    ----------
+    bound : float
+        No partition is worth more.
+    u : ndarray of float64, shape (C',)
+        Prices of the columns, not all high enough for every group.
+    converged : bool
+        Whether no group is left that is worth more than its columns pay.
+    """
+
+    bound: float
+    u: NDArray[np.float64]
+    converged: bool
+
+
+class Clock:
+    """How much time is left, and whether someone wants to stop.
+
+    Parameters
+    ----------
+    seconds : float
+        From now; may be infinite.
+    stopped : callable
+        The other reason to stop.
+    """
+
+    def __init__(self, seconds: float, stopped: Callable[[], bool]) -> None:
+        self._end = time.perf_counter() + seconds
+        self._stopped = stopped
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 once stopped."""
+        return 0.0 if self._stopped() else max(0.0, self._end - time.perf_counter())
+
+    def stopped(self) -> bool:
+        """Whether nothing is left."""
+        return self.left <= 0.0
+
+
+def certified(u: NDArray[np.float64], best: NDArray[np.float64], m: int) -> float:
+    """The bound that prices prove, rounded outward.
+
+    With ``best[j]`` at least the largest reduced cost of a group that holds column j, prices
+    ``u[j] + max(0, best[j]) / m`` pay for every group: the columns of group g gain at least
+    ``m * cost(g) / m``. What all columns pay then bounds every partition. It is never above the
+    better known ``sum u + (C' / m) * max(0, max best)``.
+    """
+    paid = math.fsum(u) + math.fsum(np.maximum(best, 0.0)) / m
+    return paid + 1e-14 * math.fsum(np.abs(u))
+
+
+def relax(
+    instance: Instance,
+    master: Master,
+    *,
+    threads: int,
+    clock: Clock,
+    record: Callable[[], None] = lambda: None,
+) -> Certificate | None:
+    """The bound of the linear relaxation over all groups, or as much as the time allows.
+
+    Column generation: groups that are worth more than their columns pay are found by local
+    search around those in use, and by pricing all groups there are when that finds none. Only
+    the latter proves anything; time for it is set aside.
+
+    Parameters
+    ----------
+    instance : Instance
+    master : Master
+        Holds a partition at least; grows.
+    threads : int
+    clock : Clock
+    record : callable
+        Called every round.
+
+    Returns
+    -------
+    Certificate or None
+        None if the time does not suffice for one exhaustive pricing.
+    """
+    if clock.stopped():
+        return None
+    reserve = _BY_ESTIMATE * pricing_seconds(instance, threads)
+    if reserve > clock.left:
+        return None
+    certificate: Certificate | None = None
+    while clock.left > reserve:
+        u = _generate_locally(instance, master, clock, reserve, record)
+        if u is None:
+            break
+        begin = time.perf_counter()
+        prices = all_prices(
+            instance,
+            u,
+            threshold=_floor(master),
+            capacity=_LISTED,
+            threads=threads,
+            stopped=clock.stopped,
+        )
+        reserve = _BY_LAST * (time.perf_counter() - begin)
+        record()
+        if prices is None:
+            break
+        groups = np.ascontiguousarray(prices.groups)
+        values = instance.values(groups)
+        costs = values - u[groups].sum(axis=1)
+        best = _best_costs(prices, groups, costs, _floor(master))
+        bound = certified(u, best, instance.m)
+        worth = costs > _floor(master)
+        added = master.add(*_spread(master, groups[worth], values[worth], costs[worth]))
+        if certificate is None or bound < certificate.bound:
+            certificate = Certificate(bound, u, added == 0)
+        if added == 0:
+            break
+    return certificate
+
+
+def _floor(master: Master) -> float:
+    """Above which reduced cost a group is worth more than it pays."""
+    return TOLERANCE * float(master.values.mean())
+
+
+def _generate_locally(
+    instance: Instance,
+    master: Master,
+    clock: Clock,
+    reserve: float,
+    record: Callable[[], None],
+) -> NDArray[np.float64] | None:
+    """Add groups until local search finds none; the prices then, None without any in time."""
+    u = None
+    while (left := clock.left - reserve) > 0.0:
+        relaxed = master.solve(left)
+        record()
+        if relaxed is None:
+            break
+        u = relaxed.duals.u
+        costs = master.values - u[master.groups].sum(axis=1)
+        starts = master.groups[np.argsort(-costs, kind="stable")[:_STARTS]]
+        groups, costs = local_prices(instance, u, starts, _floor(master))
+        if not master.add(*_spread(master, groups, instance.values(groups), costs)):
+            break
+    return u
+
+
+def _best_costs(
+    prices: Prices, groups: NDArray[np.int32], costs: NDArray[np.float64], floor: float
+) -> NDArray[np.float64]:
+    """The largest reduced cost of each column's groups, in float64 where they are all listed."""
+    if not prices.complete:
+        return prices.best
+    best = np.full(len(prices.best), floor)
+    np.maximum.at(best, groups, costs[:, None])
+    return np.minimum(best, prices.best)
+
+
+def _spread(
+    master: Master,
+    groups: NDArray[np.int32],
+    values: NDArray[np.float64],
+    costs: NDArray[np.float64],
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The new ones of the largest reduced costs, so many for each column, and their values."""
+    order = np.argsort(-costs, kind="stable")
+    order = order[master.unknown(groups[order])]
+    counts = np.zeros(int(master.groups.max()) + 1, dtype=np.int64)
+    chosen = []
+    for i in order.tolist():
+        if counts[groups[i]].min() < _PER_COLUMN:
+            counts[groups[i]] += 1
+            chosen.append(i)
+    return groups[chosen], values[chosen]
