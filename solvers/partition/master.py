@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.solvers.kernels.linear import solve_linear
+
 # GLOP's own tolerance leaves a gap that is larger than what separates good partitions.
-_PARAMETERS = "dual_feasibility_tolerance:1e-9 primal_feasibility_tolerance:1e-9"
+_PARAMETERS = (
+    "use_preprocessing:false dual_feasibility_tolerance:1e-9 primal_feasibility_tolerance:1e-9"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +80,12 @@ class Master:
             raise RuntimeError("OR-Tools offers no GLOP, which bounds need")
         self._solver.SetSolverSpecificParametersAsString(_PARAMETERS)
         self._rows = [self._solver.Constraint(1.0, 1.0) for _ in range(columns)]
-        self._cut_rows: list[object] = []
+        self._cut_rows: list[Any] = []
         self._objective = self._solver.Objective()
         self._objective.SetMaximization()
-        self._variables: list[object] = []
+        self._variables: list[Any] = []
+        self._spares: list[Any] = []
+        self._penalty = 0.0
         self._keys: set[bytes] = set()
         self.groups = np.zeros((0, m), dtype=np.int32)
         self.values = np.zeros(0)
@@ -106,7 +114,7 @@ class Master:
             for j in group.tolist():
                 self._rows[j].SetCoefficient(x, 1.0)
             for c in np.flatnonzero(used).tolist():
-                self._cut_rows[c].SetCoefficient(x, 1.0)  # type: ignore[attr-defined]
+                self._cut_rows[c].SetCoefficient(x, 1.0)
             self._variables.append(x)
             self._keys.add(group.astype(np.int32).tobytes())
         self.groups = np.concatenate([self.groups, groups])
@@ -126,14 +134,23 @@ class Master:
             self._cut_rows.append(row)
         self.cuts = np.concatenate([self.cuts, cuts])
 
+    def add_spares(self, penalty: float) -> None:
+        """Let every column be covered by itself at a loss, so that there is always a cover."""
+        self._penalty = penalty
+        for row in self._rows:
+            x = self._solver.NumVar(0.0, self._solver.infinity(), "")
+            self._objective.SetCoefficient(x, -penalty)
+            row.SetCoefficient(x, 1.0)
+            self._spares.append(x)
+
     def allow(self, allowed: NDArray[np.bool_]) -> None:
         """Let the relaxation use these of its groups only."""
         infinity = self._solver.infinity()
         for x, free in zip(self._variables, allowed.tolist(), strict=True):
-            x.SetUb(infinity if free else 0.0)  # type: ignore[attr-defined]
+            x.SetUb(infinity if free else 0.0)
 
     def solve(self, seconds: float) -> Relaxed | None:
-        """The optimum; None if time is up before, or if no cover is allowed (see ``feasible``).
+        """The optimum; None if time is up before.
 
         Raises
         ------
@@ -145,41 +162,41 @@ class Master:
             return None
         solver.SetTimeLimit(0 if math.isinf(seconds) else max(1, int(1e3 * min(seconds, 1e6))))
         status = solver.Solve()
-        self.feasible = status != solver.INFEASIBLE
-        if status in (solver.NOT_SOLVED, solver.FEASIBLE, solver.INFEASIBLE):
+        if status in (solver.NOT_SOLVED, solver.FEASIBLE):
             return None
         if status != solver.OPTIMAL:
             raise RuntimeError(f"GLOP cannot solve a relaxation: {_status_name(solver, status)}")
-        x = np.array([v.solution_value() for v in self._variables])  # type: ignore[attr-defined]
+        x = np.array([v.solution_value() for v in self._variables])
         return Relaxed(float(self._objective.Value()), x, self._duals())
 
     def _duals(self) -> Duals:
         """The prices, solved anew from the basis: GLOP's carry the error of its tolerances."""
         solver = self._solver
         rows = [*self._rows, *self._cut_rows]
-        raw = np.array([row.dual_value() for row in rows])  # type: ignore[attr-defined]
+        raw = np.array([row.dual_value() for row in rows])
         C = len(self._rows)
-        basic = np.array(
-            [x.basis_status() == solver.BASIC for x in self._variables],  # type: ignore[attr-defined]
-            dtype=np.bool_,
-        )
-        slack = [i for i, row in enumerate(rows) if row.basis_status() == solver.BASIC]  # type: ignore[attr-defined]
-        if basic.sum() + len(slack) == len(rows):
+        groups = self.groups[self._basic(self._variables)]
+        spares = np.flatnonzero(self._basic(self._spares))
+        slack = np.flatnonzero(self._basic(rows))
+        if len(groups) + len(spares) + len(slack) == len(rows):
             B = np.zeros((len(rows), len(rows)))
-            groups = self.groups[basic]
             B[np.arange(len(groups))[:, None], groups] = 1.0
             B[: len(groups), C:] = cut_uses(groups, self.cuts)
-            B[len(groups) + np.arange(len(slack)), slack] = 1.0
-            right = np.concatenate([self.values[basic], np.zeros(len(slack))])
-            try:
-                exact = np.linalg.solve(B, right)
-            except np.linalg.LinAlgError:
-                exact = raw
-            if np.abs(exact - raw).max() < 1e-5 * (1.0 + np.abs(raw).max()):
-                raw = exact
+            B[len(groups) + np.arange(len(spares)), spares] = 1.0
+            B[len(groups) + len(spares) + np.arange(len(slack)), slack] = 1.0
+            right = np.zeros(len(rows))
+            right[: len(groups)] = self.values[self._basic(self._variables)]
+            right[len(groups) : len(groups) + len(spares)] = -self._penalty
+            solved = solve_linear(B, right)
+            if solved and np.abs(right - raw).max() < 1e-5 * (1.0 + np.abs(raw).max()):
+                raw = right
         return Duals(raw[:C], np.maximum(raw[C:], 0.0))
 
+    def _basic(self, parts: Sequence[Any]) -> NDArray[np.bool_]:
+        """Which variables, or rows, are in the basis."""
+        return np.array([p.basis_status() == self._solver.BASIC for p in parts], dtype=np.bool_)
 
-def _status_name(solver: object, status: int) -> str:
+
+def _status_name(solver: Any, status: int) -> str:
     names = ("FEASIBLE", "INFEASIBLE", "UNBOUNDED", "ABNORMAL", "NOT_SOLVED", "MODEL_INVALID")
     return next((name for name in names if getattr(solver, name) == status), f"status {status}")
