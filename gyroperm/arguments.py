@@ -24,3 +24,10 @@ def checked_duration(name: str, value: Any) -> float:
     if not is_number(value) or value < 0:
         raise ValueError(f"{name} must not be negative, a number of seconds, got {value!r}")
     return float(value)
+
+
+def checked_threads(threads: Any) -> int:
+    """How many threads to use: as given, or every processor this process may run on."""
+    from gyroperm.solvers.parallel import default_threads
+
+    return default_threads() if threads is None else checked_integer("threads", threads, 1)

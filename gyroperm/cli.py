@@ -175,6 +175,7 @@ def _job(arguments: argparse.Namespace) -> Any:
         seed=arguments.seed,
         threads=arguments.threads,
         time_limit=arguments.time_limit,
+        bound=arguments.bound,
         rules=Rules(
             include=tuple(arguments.include),
             exclude=tuple(arguments.exclude),
@@ -376,6 +377,17 @@ def _add_search_options(group: Any) -> None:
         metavar="SECONDS",
         help="stop each layer's search after so long, compilation excluded; annealing is "
         "stretched to fill it; by default it runs until the method has converged",
+    )
+    group.add_argument(
+        "--bound",
+        type=float,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="SECONDS",
+        help="after each layer's search, prove how much any permutation can keep: for so many "
+        "seconds, or without a number until the linear relaxation is solved, 60 seconds at most; "
+        "for plain N:M; without this option the bound is that of unstructured pruning",
     )
     group.add_argument(
         "--seed",

@@ -9,7 +9,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from gyroperm.stopping import Criterion, SearchState
+from gyroperm.stopping import AllOf, AnyOf, Criterion, SearchState, Stop
 
 _MESSAGE = b"\ninterrupted: finishing with the best so far; press Ctrl-C again to abort\n"
 
@@ -57,3 +57,10 @@ class Interrupt(Criterion):
         # Not through sys.stderr, whose buffer may be the very code that was interrupted.
         with contextlib.suppress(OSError):
             os.write(2, _MESSAGE)
+
+
+def interrupted(stop: Stop | None) -> bool:
+    """Whether Ctrl-C was pressed, if a stopping criterion watches for it."""
+    if isinstance(stop, AnyOf | AllOf):
+        return any(map(interrupted, stop.criteria))
+    return isinstance(stop, Interrupt) and stop.requested

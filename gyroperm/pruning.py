@@ -44,6 +44,8 @@ class Job:
     threads : int or None
     time_limit : float or None
         Seconds for each layer.
+    bound : bool or float
+        How hard to try to prove how much each layer can keep; see :func:`gyroperm.solve`.
     rules : Rules
         Which tensors are pruned.
     json : Path or None
@@ -64,6 +66,7 @@ class Job:
     seed: int = 0
     threads: int | None = None
     time_limit: float | None = None
+    bound: bool | float = False
     rules: Rules = field(default_factory=Rules)
     json: Path | None = None
     solutions: Path | None = None
@@ -127,6 +130,7 @@ def _check_method(job: Job) -> None:
     registry.get(job.method).make_options(job.options or None)
     if job.time_limit is not None:
         checked_duration("time_limit", job.time_limit)
+    checked_duration("bound", float(job.bound))
 
 
 def _check_targets(job: Job, size: int) -> None:
@@ -215,6 +219,7 @@ def _solve(plan: Plan, layer: Layer, interrupt: Interrupt) -> Solution:
         options=job.options or None,
         stop=interrupt,
         time_limit=job.time_limit,
+        bound=job.bound,
         seed=job.seed,
         threads=job.threads,
         progress=job.progress,
@@ -237,4 +242,5 @@ def _header(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "time_limit": job.time_limit,
         "lossless": job.lossless,
+        "bound": job.bound,
     }

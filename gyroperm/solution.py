@@ -22,13 +22,20 @@ from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.views import WeightView
 
-SCHEMA = 1
+#: Schema 1 had no ``bound_kind``.
+SCHEMA = 2
+_READ = (1, 2)
 
 Status = Literal["infeasible", "feasible", "optimal", "lossless"]
 Basis = Literal["row", "layer"]
 
+#: The bound that costs nothing: what unstructured pruning of as many weights would keep.
+UNSTRUCTURED = "unstructured"
+
 # A retained sum this close to the bound, relatively, equals it up to the rounding of both.
 _EQUAL = 1e-12
+# By more than this no rounding makes a bound too low.
+_WRONG = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,11 @@ class Solution:
         The largest sums with as many weights in each row, and in the layer, as the mask keeps.
     bound : float
         A proven upper bound of ``retained`` for this pattern under any permutation.
+    bound_kind : str
+        How it was proven. ``"unstructured"``: nothing with as many weights keeps more.
+        ``"relaxation"``: by prices of the columns (duals of the set partition's linear
+        relaxation) that pay for every group of m there is. ``"branching"``: by branching over
+        the groups that such prices leave. A method may name another way.
     lost : int
         The nonzero saliencies outside the mask.
     status : {"infeasible", "feasible", "optimal", "lossless"}
@@ -85,6 +97,7 @@ class Solution:
     view: WeightView
     history: tuple[tuple[float, float], ...] = ()
     infeasible: str = ""
+    bound_kind: str = UNSTRUCTURED
     _matrix_mask: NDArray[np.bool_] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +159,12 @@ class Solution:
     def gap(self) -> float:
         """``(bound - retained) / bound``, at least 0; 0 where the bound is 0."""
         return max(0.0, 1.0 - self.retained / self.bound) if self.bound else 0.0
+
+    @property
+    def gap_points(self) -> float:
+        """The gap in points of efficacy: what proof leaves open; NaN where there is no room."""
+        at_most = measures.efficacy(self.bound, self.identity, self.unstructured)
+        return max(0.0, at_most - self.efficacy) if math.isfinite(at_most) else math.nan
 
     @property
     def status(self) -> Status:
@@ -238,7 +257,8 @@ class Solution:
             f"retained      {self.retained:.6g} = {self.ratio:.4f} of unstructured "
             f"(identity {self.identity:.6g})",
             f"efficacy      {self.efficacy:.2f} % of the room above identity, per {self.basis}",
-            f"bound         {self.bound:.6g}, gap {100 * self.gap:.3f} %, {self.status}",
+            f"bound         {self.bound:.6g} by {self.bound_kind}, gap {100 * self.gap:.3f} % = "
+            f"{self.gap_points:.2f} points of efficacy, {self.status}",
             f"method        {self.method}, seed {self.seed}, {self.seconds:.2f} s",
         ]
         if self.infeasible:
@@ -277,9 +297,10 @@ class Solution:
             stored = _read_arrays(path)
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, *_ZIP_ERRORS) as error:
             raise ValueError(f"{path} is no gyroperm solution: {error}") from error
-        if int(stored["schema"]) != SCHEMA:
+        if int(stored["schema"]) not in _READ:
             raise ValueError(
-                f"{path} has schema {int(stored['schema'])}; this version reads schema {SCHEMA}"
+                f"{path} has schema {int(stored['schema'])}; "
+                f"this version reads schema 1 to {SCHEMA}"
             )
         try:
             return cls._from_stored(stored)
@@ -289,6 +310,8 @@ class Solution:
     @classmethod
     def _from_stored(cls, stored: dict[str, NDArray[Any]]) -> Solution:
         scalars = json.loads(str(stored["scalars"]))
+        if int(stored["schema"]) < SCHEMA:
+            scalars.setdefault("bound_kind", UNSTRUCTURED)
         for name, kind in _SCALARS.items():
             if not isinstance(scalars[name], kind) or isinstance(scalars[name], bool):
                 raise TypeError(f"{name} is {scalars[name]!r}")
@@ -321,6 +344,7 @@ class Solution:
         *,
         identity: float,
         view: WeightView,
+        proof: tuple[float, str] | None = None,
         **found: Any,
     ) -> Solution:
         """The solution of an arrangement that has passed its check: its best mask, measured.
@@ -332,22 +356,35 @@ class Solution:
         identity : float
             What the pattern keeps without permutation.
         view : WeightView
+        proof : (float, str), optional
+            A bound besides the unstructured one, and how it was proven; the lower one counts.
+
         **found
             ``method``, ``seed``, ``seconds`` and ``history``.
+
+        Raises
+        ------
+        RuntimeError
+            If the bound is below what is retained: then it was not proven.
         """
         mask = arrangement.mask(problem.saliency, problem.pattern.n)
         against = measures.reference(problem, mask)
         masks = view.split(mask)
+        retained = measures.retained(problem.saliency, mask)
+        bound, kind = min((against.bound, UNSTRUCTURED), proof or (math.inf, ""))
+        if retained > bound * (1.0 + _WRONG):
+            raise RuntimeError(f"the {kind} bound {bound!r} is below {retained!r}, which is kept")
         return cls(
             pattern=problem.pattern,
             arrangement=arrangement,
             mask=masks if view.listed else masks[0],
-            retained=measures.retained(problem.saliency, mask),
+            retained=retained,
             identity=identity,
             unstructured_by_row=against.by_row,
             unstructured_by_layer=against.by_layer,
-            bound=against.bound,
             lost=int(np.count_nonzero((problem.saliency > 0) & ~mask)),
+            bound=max(bound, retained),
+            bound_kind=kind,
             view=view,
             **found,
         )
@@ -361,6 +398,7 @@ _SCALARS: dict[str, type] = {
     "bound": float,
     "lost": int,
     "infeasible": str,
+    "bound_kind": str,
     "method": str,
     "seed": int,
     "seconds": float,

@@ -73,6 +73,7 @@ _SHIPPED = {
     "random": "gyroperm.solvers.random_orders",
     "two_axis": "gyroperm.solvers.two_axis",
     "ovw": "gyroperm.solvers.ovw",
+    "exact": "gyroperm.solvers.exact",
 }
 _methods: dict[str, Method] = {}
 _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}

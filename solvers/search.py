@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gyroperm.problem import Problem
-from gyroperm.stopping import Criterion, SearchState, Stop
+from gyroperm.stopping import AllOf, AnyOf, Criterion, SearchState, Stop, TimeLimit
 
 if TYPE_CHECKING:
     from gyroperm.arrangement import Arrangement
@@ -53,6 +54,8 @@ class Search:
         self.initial = initial
         self.enough = enough
         self.history: list[tuple[float, float]] = []
+        #: The least bound that was proven and how, see :meth:`prove`.
+        self.proof: tuple[float, str] | None = None
         self._stop = stop
         self._bar = progress
         self._rounds = 0
@@ -68,6 +71,35 @@ class Search:
     def best(self) -> float:
         """The best recorded value, 0 before the first."""
         return self.history[-1][1] if self.history else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until a time limit of the user's criterion is reached; infinite without one."""
+        return max(0.0, _limit(self._stop) - self.seconds)
+
+    def part(self, share: float) -> Search:
+        """A search of its own for a method that this one calls, for a share of what is allowed.
+
+        To be used before the first round; where the criterion sets no pace the method does.
+        """
+        stop = None if self._stop is None else _Share(self._stop, share)
+        return Search(
+            self.problem,
+            seed=self.seed,
+            threads=self.threads,
+            stop=stop,
+            initial=self.initial,
+            progress=self._bar,
+        )
+
+    def prove(self, bound: float, kind: str) -> None:
+        """Note that no arrangement retains more than ``bound``.
+
+        In the scale of ``problem.search_saliency``, but of the saliency before it was rounded to
+        float32; ``kind`` says how it was proven.
+        """
+        if self.proof is None or bound < self.proof[0]:
+            self.proof = bound, kind
 
     def random(self, *stream: int) -> np.random.Generator:
         """A generator of its own for each stream; the same for any number of threads."""
@@ -134,3 +166,32 @@ class Search:
 
     def _state(self) -> SearchState:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)
+
+
+def _limit(stop: Stop | None) -> float:
+    """The seconds that a criterion allows."""
+    if isinstance(stop, TimeLimit):
+        return stop.seconds
+    if isinstance(stop, AnyOf):
+        return min(map(_limit, stop.criteria))
+    if isinstance(stop, AllOf):
+        return max(map(_limit, stop.criteria))
+    return math.inf
+
+
+class _Share(Criterion):
+    """Stop when a share of what a criterion allows is used up."""
+
+    def __init__(self, stop: Stop, share: float) -> None:
+        self.stop = stop
+        self.share = share
+
+    def __call__(self, state: SearchState) -> bool:
+        progress = self.progress(state)
+        return bool(self.stop(state)) or (progress is not None and progress >= 1.0)
+
+    def progress(self, state: SearchState) -> float | None:
+        if not isinstance(self.stop, Criterion):
+            return None
+        progress = self.stop.progress(state)
+        return None if progress is None else min(1.0, progress / self.share)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from gyroperm.solvers.kernels.gain import relu_gain
-from gyroperm.solvers.kernels.grouping import group_value, threshold_without
+from gyroperm.solvers.kernels.grouping import (
+    group_value,
+    insert_top,
+    threshold_without,
+)
 from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 
 # Groups that share all but two columns are priced for so many of the last but one at a time.
@@ -178,3 +182,25 @@ def price_exchanges(X, u, groups, n, costs, best):  # type: ignore[no-untyped-de
             for k in range(m):
                 best[g, p, k] = members[k]
             best[g, p, p] = chosen
+
+
+@kernel
+def exact_values(X, groups, n, values):  # type: ignore[no-untyped-def]
+    """What groups keep, in float64: the n largest of their columns, row by row.
+
+    X (C, R) float64; groups (G, m) int32; values (G,) float64 is overwritten.
+    """
+    top = np.empty(n)
+    for g in range(groups.shape[0]):
+        if n == 2 and groups.shape[1] == 4:
+            # No array of the largest, which may be of another precision, is in between.
+            values[g] = group_value(X, groups[g], n)
+            continue
+        total = 0.0
+        for r in range(X.shape[1]):
+            top[:] = 0.0
+            for k in range(groups.shape[1]):
+                insert_top(top, X[groups[g, k], r])
+            for k in range(n):
+                total += top[k]
+        values[g] = total

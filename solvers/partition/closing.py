@@ -58,13 +58,15 @@ class Closing:
     instance : Instance
     groups : ndarray of int32, shape (k, m)
         The list, ascending each. A partition that holds any other group is not worth more than
-        ``best``.
+        ``best`` or ``cutoff``.
     best : ndarray of int32, shape (G, m)
         The best partition so far, ascending each.
     bound : float
         Of all partitions.
     u : ndarray of float64, shape (C',)
         Prices of the columns to begin with.
+    cutoff : float
+        No bound below this is looked for.
 
     Attributes
     ----------
@@ -81,11 +83,13 @@ class Closing:
         best: NDArray[np.int32],
         bound: float,
         u: NDArray[np.float64],
+        cutoff: float = 0.0,
     ) -> None:
         self.instance = instance
         self.best = best
         self.value = math.fsum(instance.values(best))
         self.bound = bound
+        self._cutoff = max(self.value, cutoff)
         self._cuts = np.zeros((0, 3), dtype=np.int32)
         self._list(groups, Duals(u, np.zeros(0)))
 
@@ -109,8 +113,8 @@ class Closing:
 
     @property
     def enough(self) -> float:
-        """A bound that is the value itself, up to rounding."""
-        return self.value * (1.0 + _EQUAL)
+        """A bound that cannot be improved: the value itself, or the cutoff, up to rounding."""
+        return self._cutoff * (1.0 + _EQUAL)
 
     def run(self, clock: Clock, record: Callable[[float], None]) -> None:
         """Work until value and bound meet, or the time is up.
@@ -164,7 +168,7 @@ class Closing:
             if bound <= self.enough:
                 return bound, None
             # What holds a group that pays too little is not worth more than the best.
-            kept = allowed & (now + costs >= self.value * (1.0 - _EQUAL))
+            kept = allowed & (now + costs >= self._cutoff * (1.0 - _EQUAL))
             fewer = kept.sum() < allowed.sum()
             allowed = kept
             if root and kept.sum() < 0.7 * len(kept):
@@ -174,7 +178,8 @@ class Closing:
             whole = self._is_whole(relaxed)
             if whole and fewer:
                 continue
-            if whole or turn == _ROUNDS or last - bound < _PROGRESS * (last - self.value) and turn:
+            stuck = turn > 0 and last - bound < _PROGRESS * (last - self._cutoff)
+            if whole or stuck or turn == _ROUNDS:
                 break
             last = bound
             cuts = broken_cuts(*self._support(relaxed), len(self.instance.columns))
@@ -184,6 +189,7 @@ class Closing:
             self._cuts = self._master.cuts
         if not self._covered(allowed):
             return -math.inf, None
+        assert relaxed is not None
         pair = self._pair(relaxed, allowed)
         # Where every column has one group left, there is one partition, and it was seen.
         return (bound, pair) if pair is not None else (min(bound, self.enough), None)
@@ -251,6 +257,7 @@ class Closing:
         value = math.fsum(self.instance.values(np.ascontiguousarray(groups)))
         if value > self.value:
             self.best, self.value = groups, value
+            self._cutoff = max(self._cutoff, value)
 
     def _pair(self, relaxed: Relaxed, allowed: NDArray[np.bool_]) -> tuple[int, int] | None:
         """Columns that are together to about one half, else any that may be or may not be."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,19 +38,17 @@ def broken_cuts(
     together = pair_shares(groups, shares, columns)
     # A group that holds all three columns counts in each of their pairs, but once in the cut.
     triples = np.zeros((columns, columns, columns), dtype=np.float32)
-    for i in range(groups.shape[1]):
-        for j in range(i + 1, groups.shape[1]):
-            for k in range(j + 1, groups.shape[1]):
-                a, b, c = groups[:, i], groups[:, j], groups[:, k]
-                np.add.at(triples, (a, b, c), shares.astype(np.float32))
+    for places in combinations(range(groups.shape[1]), 3):
+        np.add.at(triples, tuple(groups[:, places].T), shares.astype(np.float32))
     found, excess = [], []
     for a in range(columns - 2):
         rest = together[a + 1 :, a + 1 :]
         mine = together[a, a + 1 :]
         use = rest + mine[:, None] + mine[None, :] - 2.0 * triples[a, a + 1 :, a + 1 :]
-        b, c = np.nonzero(np.triu(use > 1.0 + _BROKEN, 1))
-        found.append(np.stack([np.full(len(b), a), b + a + 1, c + a + 1], axis=1))
-        excess.append(use[b, c])
+        second, third = np.nonzero(np.triu(use > 1.0 + _BROKEN, 1))
+        cut = [np.full(len(second), a), second + a + 1, third + a + 1]
+        found.append(np.stack(cut, axis=1))
+        excess.append(use[second, third])
     cuts = np.concatenate(found).astype(np.int32)
     order = np.argsort(-np.concatenate(excess), kind="stable")
     return cuts[order]

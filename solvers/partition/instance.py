@@ -9,7 +9,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.solvers.kernels.grouping import group_values
+from gyroperm.solvers.kernels.pricing import exact_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Instance:
     def values(self, groups: NDArray[np.int32]) -> NDArray[np.float64]:
         """What groups (k, m) keep, (k,), in float64."""
         values = np.empty(len(groups))
-        group_values(self.columns, groups, self.n, values)
+        exact_values(self.columns, groups, self.n, values)
         return values
 
 

@@ -171,7 +171,6 @@ class Master:
 
     def _duals(self) -> Duals:
         """The prices, solved anew from the basis: GLOP's carry the error of its tolerances."""
-        solver = self._solver
         rows = [*self._rows, *self._cut_rows]
         raw = np.array([row.dual_value() for row in rows])
         C = len(self._rows)

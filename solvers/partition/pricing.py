@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import comb
 
 import numpy as np
@@ -42,9 +43,9 @@ def local_prices(
         cost = np.empty(current.shape)
         best = np.empty((*current.shape, instance.m), dtype=np.int32)
         price_exchanges(instance.rounded_up, u, current, instance.n, cost, best)
-        found, cost = best.reshape(-1, instance.m), cost.reshape(-1)
-        found, cost = np.sort(found[cost > floor], axis=1), cost[cost > floor]
-        order = np.argsort(-cost, kind="stable")
+        worth = cost > floor
+        found, gains = np.sort(best[worth], axis=1), cost[worth]
+        order = np.argsort(-gains, kind="stable")
         fresh = []
         for i in order.tolist():
             key = found[i].tobytes()
@@ -54,7 +55,7 @@ def local_prices(
         if not fresh:
             break
         groups.append(found[fresh])
-        costs.append(cost[fresh])
+        costs.append(gains[fresh])
         current = np.ascontiguousarray(found[fresh[:_WIDTH]])
     if not groups:
         return np.zeros((0, instance.m), dtype=np.int32), np.zeros(0)
@@ -169,7 +170,7 @@ def _calls(C: int, m: int, total: float) -> Iterator[tuple[NDArray[np.int64], in
     prefixes = comb(C, m - 2)
     runs = min(prefixes, max(1, int(total / _CALL_TERMS)))
     bounds = [prefixes * i // runs for i in range(runs + 1)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         yield _combination(begin, C, m - 2), end - begin
 
 

@@ -26,6 +26,8 @@ _PER_COLUMN = 12
 _STARTS = 1500
 # Groups that an exhaustive pricing may list before it gives only the best of each column.
 _LISTED = 20_000
+# More groups than this nobody prices, whatever the time.
+_REACH = 10**13
 # How much is set aside for an exhaustive pricing, by its estimate and by the last one's time.
 _BY_ESTIMATE, _BY_LAST = 1.6, 1.2
 
@@ -115,7 +117,7 @@ def relax(
     Certificate or None
         None if the time does not suffice for one exhaustive pricing.
     """
-    if clock.stopped():
+    if clock.stopped() or instance.group_count > _REACH:
         return None
     reserve = _BY_ESTIMATE * pricing_seconds(instance, threads)
     if reserve > clock.left:
