@@ -110,7 +110,6 @@ def test_too_many_groups_are_told():
     with pytest.warns(RuntimeWarning, match="more than max_groups=2: the optimum is not proven"):
         solution = solve(uniform(6, 24, seed=8), method="exact", options=options)
     assert solution.status == "feasible"
-    assert solution.bound_kind in ("relaxation", "branching")
 
 
 def test_everything_is_kept_where_n_is_m():
