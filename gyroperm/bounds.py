@@ -230,6 +230,7 @@ def _prove_tile(
         max_groups=_MAX_GROUPS,
         threads=threads,
         clock=clock,
+        random=np.random.default_rng(0),
     )
     bound = proof.bound * (1.0 + measures.ROUNDING)
     return _Tile(value, bound, proof.kind) if bound < plain.bound else plain

@@ -109,6 +109,7 @@ def _solve_tiles(search: Search, options: ExactOptions, start: Arrangement) -> A
             max_groups=options.max_groups,
             threads=search.threads,
             clock=Clock(search.seconds_left / (len(instances) - t), search.stopped),
+            random=search.random(t),
             record=partial(record, others=others),
         )
         if proof.left > options.max_groups:

@@ -73,6 +73,7 @@ _SHIPPED = {
     "random": "gyroperm.solvers.random_orders",
     "two_axis": "gyroperm.solvers.two_axis",
     "ovw": "gyroperm.solvers.ovw",
+    "dive": "gyroperm.solvers.dive",
     "exact": "gyroperm.solvers.exact",
 }
 _methods: dict[str, Method] = {}

@@ -17,6 +17,9 @@ _PARAMETERS = (
     "use_preprocessing:false dual_feasibility_tolerance:1e-9 primal_feasibility_tolerance:1e-9"
 )
 
+# Rows up to which the prices are solved anew from the basis.
+_SOLVED = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class Duals:
@@ -177,7 +180,7 @@ class Master:
         groups = self.groups[self._basic(self._variables)]
         spares = np.flatnonzero(self._basic(self._spares))
         slack = np.flatnonzero(self._basic(rows))
-        if len(groups) + len(spares) + len(slack) == len(rows):
+        if len(rows) <= _SOLVED and len(groups) + len(spares) + len(slack) == len(rows):
             B = np.zeros((len(rows), len(rows)))
             B[np.arange(len(groups))[:, None], groups] = 1.0
             B[: len(groups), C:] = cut_uses(groups, self.cuts)

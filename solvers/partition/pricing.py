@@ -27,9 +27,15 @@ _HALF_ULP, _SLICE = 1.001 * 2.0**-24, 512
 
 
 def local_prices(
-    instance: Instance, u: NDArray[np.float64], starts: NDArray[np.int32], floor: float
+    instance: Instance,
+    u: NDArray[np.float64],
+    starts: NDArray[np.int32],
+    floor: float,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Groups of reduced cost above ``floor`` that local search finds from given groups.
+
+    When ``stopped``, those found so far.
 
     Returns
     -------
@@ -40,9 +46,9 @@ def local_prices(
     groups, costs = [], []
     current = np.ascontiguousarray(starts[:_WIDTH])
     for _ in range(_ROUNDS):
-        cost = np.empty(current.shape)
-        best = np.empty((*current.shape, instance.m), dtype=np.int32)
-        price_exchanges(instance.rounded_up, u, current, instance.n, cost, best)
+        if stopped():
+            break
+        cost, best = _exchanges(instance, u, current, stopped)
         worth = cost > floor
         found, gains = np.sort(best[worth], axis=1), cost[worth]
         order = np.argsort(-gains, kind="stable")
@@ -60,6 +66,24 @@ def local_prices(
     if not groups:
         return np.zeros((0, instance.m), dtype=np.int32), np.zeros(0)
     return np.concatenate(groups), np.concatenate(costs)
+
+
+def _exchanges(
+    instance: Instance,
+    u: NDArray[np.float64],
+    groups: NDArray[np.int32],
+    stopped: Callable[[], bool],
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """The best exchange of each group and place, of no worth where it was stopped before."""
+    costs = np.full(groups.shape, -np.inf)
+    best = np.zeros((*groups.shape, instance.m), dtype=np.int32)
+    step = max(1, int(_CALL_TERMS / (instance.m * instance.columns.size)))
+    for first in range(0, len(groups), step):
+        if first and stopped():
+            break
+        part = slice(first, first + step)
+        price_exchanges(instance.rounded_up, u, groups[part], instance.n, costs[part], best[part])
+    return costs, best
 
 
 @dataclass(frozen=True, eq=False)

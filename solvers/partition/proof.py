@@ -15,6 +15,7 @@ from gyroperm.solvers.partition.instance import Instance
 from gyroperm.solvers.partition.master import Master
 from gyroperm.solvers.partition.pricing import Prices, all_prices
 from gyroperm.solvers.partition.relaxation import Certificate, Clock, relax
+from gyroperm.solvers.partition.repair import follow
 
 #: How a bound was proven: by prices of the columns, which pay for every group there is;
 RELAXATION = "relaxation"
@@ -23,6 +24,9 @@ BRANCHING = "branching"
 
 # How often the gap is halved when it leaves too many groups to list.
 _HALVINGS = 8
+# Of the time after the relaxation, what goes into a better partition first; and after how many
+# parts in a row without improvement that ends.
+_SHARE, _PATIENCE = 0.3, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ def prove(
     max_groups: int,
     threads: int,
     clock: Clock,
+    random: np.random.Generator,
     record: Callable[[float], None] = lambda value: None,
 ) -> Proof:
     """Bound a partition problem from above, and look for better partitions.
@@ -74,6 +79,7 @@ def prove(
         bound is improved only as far as fewer suffice.
     threads : int
     clock : Clock
+    random : Generator
     record : callable
         Called every round with the best value.
     """
@@ -91,6 +97,18 @@ def prove(
     relaxed = Proof(max(certificate.bound, value), RELAXATION, best, value)
     if not branch or clock.stopped() or certificate.bound <= value:
         return relaxed
+    best = follow(
+        instance,
+        master,
+        best,
+        certificate.u,
+        patience=_PATIENCE,
+        clock=Clock(_SHARE * clock.left, clock.stopped),
+        random=random,
+        record=record,
+    )
+    value = math.fsum(instance.values(best))
+    relaxed = replace(relaxed, best=best, value=value)
     prices, depth, left = _listed(instance, certificate, value, max_groups, threads, clock)
     if prices is None:
         return replace(relaxed, left=left)

@@ -23,7 +23,7 @@ from gyroperm.solvers.partition.pricing import (
 # New groups of a round: until every column has so many, the best first.
 _PER_COLUMN = 12
 # Groups that local search starts from: those of the largest reduced cost, mostly the basis.
-_STARTS = 1500
+STARTS = 1500
 # Groups that an exhaustive pricing may list before it gives only the best of each column.
 _LISTED = 20_000
 # More groups than this nobody prices, whatever the time.
@@ -124,14 +124,14 @@ def relax(
         return None
     certificate: Certificate | None = None
     while clock.left > reserve:
-        u = _generate_locally(instance, master, clock, reserve, record)
+        u = generate(instance, master, clock, reserve, record)
         if u is None:
             break
         begin = time.perf_counter()
         prices = all_prices(
             instance,
             u,
-            threshold=_floor(master),
+            threshold=floor_cost(master),
             capacity=_LISTED,
             threads=threads,
             stopped=clock.stopped,
@@ -143,10 +143,10 @@ def relax(
         groups = np.ascontiguousarray(prices.groups)
         values = instance.values(groups)
         costs = values - u[groups].sum(axis=1)
-        best = _best_costs(prices, groups, costs, _floor(master))
+        best = _best_costs(prices, groups, costs, floor_cost(master))
         bound = certified(u, best, instance.m)
-        worth = costs > _floor(master)
-        added = master.add(*_spread(master, groups[worth], values[worth], costs[worth]))
+        worth = costs > floor_cost(master)
+        added = master.add(*spread(master, groups[worth], values[worth], costs[worth]))
         if certificate is None or bound < certificate.bound:
             certificate = Certificate(bound, u, added == 0)
         if added == 0:
@@ -154,19 +154,22 @@ def relax(
     return certificate
 
 
-def _floor(master: Master) -> float:
+def floor_cost(master: Master) -> float:
     """Above which reduced cost a group is worth more than it pays."""
     return TOLERANCE * float(master.values.mean())
 
 
-def _generate_locally(
+def generate(
     instance: Instance,
     master: Master,
     clock: Clock,
     reserve: float,
     record: Callable[[], None],
 ) -> NDArray[np.float64] | None:
-    """Add groups until local search finds none; the prices then, None without any in time."""
+    """Add groups until local search finds none, or so little time is left; the prices then.
+
+    None if the time did not suffice for any.
+    """
     u = None
     while (left := clock.left - reserve) > 0.0:
         relaxed = master.solve(left)
@@ -175,9 +178,11 @@ def _generate_locally(
             break
         u = relaxed.duals.u
         costs = master.values - u[master.groups].sum(axis=1)
-        starts = master.groups[np.argsort(-costs, kind="stable")[:_STARTS]]
-        groups, costs = local_prices(instance, u, starts, _floor(master))
-        if not master.add(*_spread(master, groups, instance.values(groups), costs)):
+        starts = master.groups[np.argsort(-costs, kind="stable")[:STARTS]]
+        groups, costs = local_prices(
+            instance, u, starts, floor_cost(master), lambda: clock.left <= reserve
+        )
+        if not master.add(*spread(master, groups, instance.values(groups), costs)):
             break
     return u
 
@@ -193,7 +198,7 @@ def _best_costs(
     return np.minimum(best, prices.best)
 
 
-def _spread(
+def spread(
     master: Master,
     groups: NDArray[np.int32],
     values: NDArray[np.float64],

@@ -1,0 +1,123 @@
+"""Partitions that follow the linear relaxation."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import naive
+from gyroperm import MaxRounds, Pattern, TimeLimit, solve
+from gyroperm.problem import Problem
+from gyroperm.solvers import Search, registry
+from gyroperm.solvers.partition.diving import dive
+from gyroperm.solvers.partition.instance import Instance
+from gyroperm.solvers.partition.relaxation import Clock
+from gyroperm.solvers.partition.repair import repair
+from strategies import saliencies
+
+
+def uniform(rows, columns, seed=1):
+    return np.random.RandomState(seed).rand(rows, columns)
+
+
+@pytest.mark.parametrize(("n", "m", "columns"), [(1, 3, 8), (2, 4, 12), (3, 5, 10), (2, 8, 16)])
+@settings(max_examples=6)
+@given(data=st.data())
+def test_it_is_of_the_pattern_and_near_the_optimum(n, m, columns, data):
+    S = data.draw(saliencies(data.draw(st.integers(1, 6)), columns))
+    solution = solve(np.zeros_like(S), saliency=S, n=n, m=m, method="dive")
+    naive.check_nm(solution.mask, solution.tile_rows, solution.groups, solution.col_order, n=n, m=m)
+    # All columns fit into one part, which is solved to optimality.
+    if columns <= 12:
+        best = naive.optimum_nm(S.astype(np.float64), n, m)
+        assert solution.retained == pytest.approx(best, rel=1e-11)
+
+
+def test_it_beats_annealed_assignment_on_a_hundred_columns():
+    S = uniform(96, 96)
+    assigned = solve(S, method="assign")
+    dived = solve(S, method="dive", stop=MaxRounds(80))
+    # Half a point of efficacy and more.
+    assert dived.efficacy > assigned.efficacy + 0.5
+
+
+def test_a_dive_is_a_partition():
+    instance = Instance(np.ascontiguousarray(uniform(12, 24).T), 2, 4)
+    groups = np.arange(24, dtype=np.int32).reshape(-1, 4)
+    found = dive(instance, groups, np.ones(24), Clock(60.0, lambda: False))
+    assert sorted(found.reshape(-1).tolist()) == list(range(24))
+    assert math.fsum(instance.values(found)) > math.fsum(instance.values(groups))
+    assert dive(instance, groups, np.ones(24), Clock(0.0, lambda: False)) is None
+
+
+def test_repairs_never_lose():
+    instance = Instance(np.ascontiguousarray(uniform(12, 60).T), 2, 4)
+    groups = np.arange(60, dtype=np.int32).reshape(-1, 4)
+    values = [math.fsum(instance.values(groups))]
+    found = repair(
+        instance,
+        groups,
+        np.full(60, 8.0),
+        patience=3,
+        clock=Clock(math.inf, lambda: False),
+        random=np.random.default_rng(0),
+        record=values.append,
+    )
+    assert sorted(found.reshape(-1).tolist()) == list(range(60))
+    assert values == sorted(values)
+    assert math.fsum(instance.values(found)) == pytest.approx(values[-1])
+    assert values[-1] > values[0]
+
+
+def test_each_group_of_a_grouped_convolution_is_solved():
+    S = uniform(8, 8, seed=2)
+    solution = solve(S.reshape(8, 8, 1, 1), groups=2, method="dive")
+    parts = [naive.optimum_nm(S[:4], 2, 4), naive.optimum_nm(S[4:], 2, 4)]
+    assert solution.retained == pytest.approx(math.fsum(parts), rel=1e-12)
+
+
+def test_a_power_of_two_and_the_number_of_threads_change_nothing():
+    S = uniform(24, 48, seed=5)
+    one = solve(S, method="dive", stop=MaxRounds(40), threads=1)
+    other = solve(2.0**20 * S, method="dive", stop=MaxRounds(40), threads=2)
+    np.testing.assert_array_equal(one.col_order, other.col_order)
+
+
+def test_a_time_limit_holds():
+    S = uniform(256, 256).astype(np.float32)
+    solve(S[:, :16], method="dive", time_limit=1)  # compiled
+    begin = time.perf_counter()
+    solution = solve(S, method="dive", time_limit=2)
+    assert time.perf_counter() - begin < 3.0
+    assert solution.retained > solution.identity
+
+
+def test_a_stop_already_reached_returns_the_start():
+    search = Search(Problem(uniform(8, 16), Pattern.nm()), stop=TimeLimit(0))
+    method = registry.get("dive")
+    arrangement = method.solve(search, method.make_options(None))
+    assert arrangement.col_order.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("pattern", [Pattern.hinm(), Pattern.nm(1, 2)], ids=str)
+def test_other_patterns_are_refused(pattern):
+    with pytest.raises(ValueError, match="method 'dive' does not solve"):
+        solve(uniform(64, 32), pattern=pattern, method="dive")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "exact"}, "start must name another method"),
+        ({"start_share": 0}, r"start_share must be a number in \(0, 1\)"),
+        ({"patience": 0}, "patience must be an integer of at least 1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        registry.get("dive").make_options(options)
