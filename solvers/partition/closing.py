@@ -116,13 +116,13 @@ class Closing:
         """A bound that cannot be improved: the value itself, or the cutoff, up to rounding."""
         return self._cutoff * (1.0 + _EQUAL)
 
-    def run(self, clock: Clock, record: Callable[[float], None]) -> None:
-        """Work until value and bound meet, or the time is up.
+    def run(self, clock: Clock, record: Callable[[float], None], most: float = math.inf) -> None:
+        """Work until value and bound meet, or the time or so many nodes are up.
 
         ``record`` is called with the value after every node.
         """
         nodes = [_Node((-self.bound, 0), self.bound)]
-        count = 0
+        count = solved = 0
         while nodes and nodes[0].bound > self.enough:
             node = heapq.heappop(nodes)
             bound, pair = self._solve(node, clock)
@@ -143,7 +143,8 @@ class Closing:
                 heapq.heappush(nodes, node)
             largest = nodes[0].bound if nodes else -math.inf
             self.bound = min(self.bound, max(largest, self.enough))
-            if clock.stopped():
+            solved += 1
+            if clock.stopped() or solved >= most:
                 return
         self.bound = min(self.bound, self.enough)
 

@@ -213,6 +213,8 @@ def _combination(rank: int, C: int, size: int) -> NDArray[np.int64]:
 
 def pricing_seconds(instance: Instance, threads: int) -> float:
     """How long an exhaustive pricing is going to take, from a small part of it."""
+    if terms(instance) < _LITTLE:
+        return terms(instance) / _SLOWEST
     C, m = len(instance.columns), instance.m
     u = np.zeros(C)
     size = m - 2
@@ -245,3 +247,5 @@ def pricing_seconds(instance: Instance, threads: int) -> float:
 
 
 _PROBE_SECONDS = 0.02
+# Less is not worth a probe: it takes a fifth of a second where so many terms a second are priced.
+_LITTLE, _SLOWEST = 1e9, 5e9

@@ -19,8 +19,8 @@ from gyroperm.solvers.partition.relaxation import Clock, relax
 # Where a group has more than a few columns there are too many groups to price, and parts are
 # smaller.
 _COLUMNS, _PRICED = (40, 56, 80), 2_000_000
-# Groups of a part that are listed for branching, and the seconds that it may take.
-_LISTED, _SECONDS = 5000, 2.0
+# Groups of a part that are listed for branching, and the nodes that it may take.
+_LISTED, _NODES = 5000, 40
 
 
 def repair(
@@ -102,22 +102,21 @@ def _solve(part: Instance, clock: Clock) -> NDArray[np.int32]:
     start = np.arange(len(part.columns), dtype=np.int32).reshape(-1, part.m)
     master = Master(len(part.columns), part.m)
     master.add(start, part.values(start))
-    mine = Clock(min(clock.left, _SECONDS), clock.stopped)
-    certificate = relax(part, master, threads=1, clock=mine)
+    certificate = relax(part, master, threads=1, clock=clock)
     if certificate is None:
         return start
     gap = certificate.bound - math.fsum(part.values(start))
     if gap <= 1e-12 * certificate.bound:
         return start
     prices = all_prices(
-        part, certificate.u, threshold=-gap, capacity=_LISTED, threads=1, stopped=mine.stopped
+        part, certificate.u, threshold=-gap, capacity=_LISTED, threads=1, stopped=clock.stopped
     )
     if prices is None:
         return start
     # Where there are too many, those of the relaxation's pool are enough to find a better one.
     groups = prices.groups if prices.complete else master.groups
     closing = Closing(part, groups, start, certificate.bound, certificate.u)
-    closing.run(mine, lambda value: None)
+    closing.run(clock, lambda value: None, _NODES)
     return closing.best
 
 
