@@ -15,8 +15,8 @@ from gyroperm import measures
 from gyroperm.arguments import checked_duration, checked_integer, checked_threads
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
-from gyroperm.memory import require
 from gyroperm.interrupt import interrupted
+from gyroperm.memory import require
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.solution import Solution

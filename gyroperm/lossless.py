@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm import engine
-from gyroperm.arguments import checked_integer
+from gyroperm.arguments import checked_integer, checked_threads
 from gyroperm.arrangement import Arrangement
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
@@ -96,7 +96,7 @@ def lossless(
     checked_options = found.make_options(options)
     seed = checked_integer("seed", seed, 0)
     stop = engine._combined_stop(stop, time_limit)
-    threads = engine._checked_threads(threads)
+    threads = checked_threads(threads)
     identity = identity_arrangement(problem)
     kept_by_identity = engine._value(problem, identity)
     reason = why_infeasible(problem)

@@ -131,6 +131,8 @@ def _check_method(job: Job) -> None:
     if job.time_limit is not None:
         checked_duration("time_limit", job.time_limit)
     checked_duration("bound", float(job.bound))
+    if job.lossless and job.bound is not False:
+        raise ValueError("a bound and lossless are not given together: lossless needs none")
 
 
 def _check_targets(job: Job, size: int) -> None:

@@ -129,7 +129,7 @@ def test_the_saliency_of_a_list_is_a_list_as_long(saliency):
         ({"time_limit": -1.0}, "time_limit must not be negative"),
         ({"time_limit": math.nan}, "time_limit must not be negative"),
         ({"time_limit": "soon"}, "time_limit must"),
-        ({"method": "magic"}, "unknown method 'magic'; known are auto, assign, gyro, identity"),
+        ({"method": "magic"}, "unknown method 'magic'; known are auto, assign, dive, exact"),
         ({"method": None}, "unknown method None; known are"),
         ({"method": ["gyro"]}, "unknown method .*; known are"),
         ({"method": "identity", "options": {"rounds": 3}}, "unknown option 'rounds'.*takes none"),

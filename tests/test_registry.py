@@ -67,7 +67,7 @@ def test_aliases_name_the_same_method():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="unknown method 'magic'; known are auto, assign, gyro"):
+    with pytest.raises(ValueError, match="unknown method 'magic'; known are auto, assign, dive"):
         registry.get("magic")
 
 
