@@ -112,7 +112,7 @@ def _solve_tiles(search: Search, options: ExactOptions, start: Arrangement) -> A
             random=search.random(t),
             record=partial(record, others=others),
         )
-        if proof.left > options.max_groups:
+        if proof.left > options.max_groups and proof.bound > proof.value * (1.0 + 1e-12):
             warnings.warn(
                 f"{proof.left} groups of columns could be in a better solution, which is more "
                 f"than max_groups={options.max_groups}: the optimum is not proven",

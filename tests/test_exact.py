@@ -108,13 +108,13 @@ def test_a_stop_already_reached_returns_the_start():
 def test_too_many_groups_are_told():
     options = {"start": "identity", "max_groups": 2}
     with pytest.warns(RuntimeWarning, match="more than max_groups=2: the optimum is not proven"):
-        solution = solve(uniform(6, 24, seed=8), method="exact", options=options)
+        solution = solve(uniform(12, 48, seed=8), n=1, m=3, method="exact", options=options)
     assert solution.status == "feasible"
 
 
 def test_everything_is_kept_where_n_is_m():
     solution = solve(uniform(4, 8), n=3, m=3, method="exact")
-    assert solution.gap == 0.0
+    assert solution.gap < 1e-12
 
 
 @pytest.mark.parametrize(
