@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 from gyroperm.arguments import checked_integer, is_number
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
-from gyroperm.solvers.columns import Cell, arrange_columns, make_cell
+from gyroperm.solvers.columns import arrange_columns, make_cell
 from gyroperm.solvers.cooling import Phase
-from gyroperm.solvers.kernels.choice import improve_choice
-from gyroperm.solvers.parallel import parallel_map
+from gyroperm.solvers.ragged import arrange_ragged, better, under_uniform_budget
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.rows import arrange_rows
 from gyroperm.solvers.search import Search
@@ -24,6 +24,7 @@ from gyroperm.solvers.vectors import (
     rows_as_they_lie,
     vector_scores,
 )
+from gyroperm.solvers.windows import arrange_windows
 
 # The least value of each whole-numbered option: one group alone could exchange nothing.
 _LEAST = {"row_rounds": 0, "column_rounds": 0, "patience": 1, "block_groups": 2}
@@ -54,9 +55,10 @@ class AssignOptions:
     block_groups : int
         The groups among which a move assigns columns; larger layers are dealt into blocks.
     power : float
-        Rows are clustered and vectors chosen by the saliency to this power (1 where n = m). More
-        than 1 counts large saliencies for more, as the second level does, which keeps only the
-        largest n of m.
+        Rows are clustered and vectors chosen by the saliency to this power (1 where n = m, and
+        no matter in windowed patterns, which count what is kept from the start). More than 1
+        counts large saliencies for more, as the second level does, which keeps only the largest
+        n of m.
     """
 
     anneal: bool = True
@@ -89,12 +91,14 @@ class AssignOptions:
         if not self.power > 0:
             raise ValueError(f"power must be positive, got {self.power}")
 
+    @property
+    def row_patience(self) -> int:
+        """The patience of the rows: a move exchanges only one row of each tile's V."""
+        return 10 * self.patience
+
 
 # Random streams, so that no phase shifts the numbers of another.
-_ROWS, _WINDOWS, _COLUMNS, _DEAL = range(4)
-
-# Rows and windows of a shared order depend on each other: they are arranged in turns.
-_TURNS = 2
+_ROWS, _COLUMNS, _DEAL = 0, 2, 3
 
 
 @register("assign", options=AssignOptions)
@@ -109,23 +113,25 @@ def solve(search: Search, options: AssignOptions) -> Arrangement:
     problem = search.problem
     if search.stopped():
         return _start(search)
+    if problem.pattern.window is not None:
+        return arrange_windows(search, options)
+    if problem.pattern.allocation == "global" and search.initial is None:
+        uniform = under_uniform_budget(search, partial(_by_tiles, options=options))
+        return better(problem, _by_tiles(search, options, uniform), uniform)
+    return _by_tiles(search, options)
+
+
+def _by_tiles(
+    search: Search, options: AssignOptions, least: Arrangement | None = None
+) -> Arrangement:
+    """Patterns whose tiles order their own columns, and plain N:M; ``least`` is a second start."""
+    problem = search.problem
     if search.initial is not None:
         # Copies: kernels are compiled for writable arrays, those of an arrangement are not.
         tile_rows = search.initial.tile_rows.copy()
-        order = search.initial.col_order
         # The rows are left as they are: its groups were made for them.
         groups = [np.array(g) for g in search.initial.groups]
-        if problem.pattern.window is None:
-            return _with_columns(search, options, tile_rows, groups, anneal=False)
-        return _with_windows(search, options, tile_rows, np.array(order), anneal=False)
-    if problem.pattern.window is not None:
-        return _with_windows(
-            search,
-            options,
-            rows_as_they_lie(problem),
-            columns_as_they_lie(problem),
-            anneal=options.anneal,
-        )
+        return _with_columns(search, options, tile_rows, groups, anneal=False)
     tile_rows = rows_as_they_lie(problem)
     if problem.pattern.is_plain:
         # One tile, all columns kept: there is no vector level, and no scores are needed.
@@ -139,16 +145,12 @@ def solve(search: Search, options: AssignOptions) -> Arrangement:
         tile_rows,
         None,
         phase=_row_phase(search, options, options.anneal, options.row_share),
-        patience=_ROW_PATIENCE * options.patience,
+        patience=options.row_patience,
         stream=_ROWS,
     )
     chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
     groups = _dealt_groups(search, chosen)
-    return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
-
-
-# A move of the rows exchanges only one row of each tile's V.
-_ROW_PATIENCE = 10
+    return _with_columns(search, options, tile_rows, groups, anneal=options.anneal, least=least)
 
 
 def _start(search: Search) -> Arrangement:
@@ -191,10 +193,13 @@ def _with_columns(
     groups: list[NDArray[np.int32]],
     *,
     anneal: bool,
+    least: Arrangement | None = None,
 ) -> Arrangement:
     """Arrange the columns of every tile, each in an order of its own."""
     problem = search.problem
     pattern = problem.pattern
+    if pattern.allocation == "global" and pattern.n < pattern.m:
+        return arrange_ragged(search, options, tile_rows, groups, anneal=anneal, least=least)
     S = problem.search_saliency
     if pattern.n < pattern.m:
         cells = [make_cell(S, rows, g) for rows, g in zip(tile_rows, groups, strict=True)]
@@ -213,90 +218,3 @@ def _with_columns(
         order = np.stack([g.reshape(-1) for g in groups])
         order = order[0] if problem.orders == 1 else order
     return Arrangement(tile_rows, tuple(groups), order)
-
-
-def _with_windows(
-    search: Search,
-    options: AssignOptions,
-    tile_rows: NDArray[np.int32],
-    order: NDArray[np.int32],
-    *,
-    anneal: bool,
-) -> Arrangement:
-    """Arrange rows and the shared order in turns, then choose the vectors of each window.
-
-    With the rows fixed, choosing the best ``kept`` of each window of M columns for every tile
-    is plain kept:M on the tiles' vector scores, (T, C).
-    """
-    problem = search.problem
-    scores = _scores(problem, options)
-    turns = _TURNS if anneal else 1
-    for turn in range(turns):
-        # The phases that are left share what is left; the last keeps some for the choices.
-        left = 2 * (turns - turn)
-        tile_rows = arrange_rows(
-            search,
-            scores,
-            tile_rows,
-            order,
-            phase=_row_phase(search, options, anneal, 1.0 / left),
-            patience=_ROW_PATIENCE * options.patience,
-            stream=4 * turn + _ROWS,
-        )
-        cells = _window_cells(problem, vector_scores(scores[:-1], tile_rows), order)
-        arrange_columns(
-            search,
-            cells,
-            problem.pattern.kept_per_window,
-            phase=_column_phase(search, options, anneal, 0.95 / (left - 1)),
-            patience=options.patience,
-            block_groups=options.block_groups,
-            stream=4 * turn + _WINDOWS,
-            records=False,
-        )
-        order = np.stack([cell.groups.reshape(-1) for cell in cells]).reshape(order.shape)
-    chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows), order)
-    groups = [columns.reshape(-1, problem.pattern.m) for columns in chosen]
-    if problem.pattern.n < problem.pattern.m:
-        _improve_choices(search, tile_rows, order, groups)
-    return Arrangement(tile_rows, tuple(groups), order)
-
-
-def _window_cells(
-    problem: Problem, scores: NDArray[np.float64], order: NDArray[np.int32]
-) -> list[Cell]:
-    """One cell for each shared order: its windows are groups, its tiles' scores are rows."""
-    assert problem.pattern.window is not None
-    cells = []
-    for o, columns in enumerate(np.atleast_2d(order)):
-        mine = scores[problem.tile_order == o]
-        groups = columns.reshape(-1, problem.pattern.window)
-        scaled = np.ldexp(mine, -int(np.frexp(mine.max())[1]))
-        cells.append(
-            make_cell(scaled.astype(np.float32), np.arange(len(mine), dtype=np.int32), groups)
-        )
-    return cells
-
-
-def _improve_choices(
-    search: Search,
-    tile_rows: NDArray[np.int32],
-    order: NDArray[np.int32],
-    groups: list[NDArray[np.int32]],
-) -> None:
-    """Exchange kept and discarded vectors of each window while that keeps more, in place."""
-    problem = search.problem
-    assert problem.pattern.window is not None
-    windows = np.atleast_2d(order).reshape(problem.orders, -1, problem.pattern.window)
-
-    def improve(t: int) -> None:
-        if not search.stopped():
-            improve_choice(
-                problem.search_saliency,
-                tile_rows[t],
-                windows[problem.tile_order[t]],
-                groups[t],
-                problem.pattern.n,
-            )
-
-    parallel_map(improve, range(problem.tiles), search.threads)

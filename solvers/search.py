@@ -164,6 +164,15 @@ class Search:
         """Whether the user's criterion is about time, so that a round may take what fits in."""
         return isinstance(self._stop, Criterion) and self._stop.timed
 
+    def apart(self, problem: Problem, haste: float) -> Search:
+        """A search of another problem with records of its own and a clock that runs faster.
+
+        It ends after as many rounds, or a ``haste``-th of a time limit, and with this search.
+        """
+        return Search(
+            problem, seed=self.seed, threads=self.threads, stop=_Apart(self, self._stop, haste)
+        )
+
     def _state(self) -> SearchState:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)
 
@@ -195,3 +204,24 @@ class _Share(Criterion):
             return None
         progress = self.stop.progress(state)
         return None if progress is None else min(1.0, progress / self.share)
+
+
+class _Apart(Criterion):
+    """The limits of a criterion for another search, to which time passes faster.
+
+    Whatever else the criterion looks at, it sees of the search that it was given to.
+    """
+
+    def __init__(self, search: Search, stop: Stop | None, haste: float) -> None:
+        self._search = search
+        self._stop = stop
+        self._haste = haste
+        self.timed = isinstance(stop, Criterion) and stop.timed
+
+    def __call__(self, state: SearchState) -> bool:
+        return self._search.stopped() or self.progress(state) == 1.0
+
+    def progress(self, state: SearchState) -> float | None:
+        if not isinstance(self._stop, Criterion):
+            return None
+        return self._stop.progress(replace(state, seconds=self._haste * state.seconds))

@@ -514,3 +514,37 @@ def best_exchange(
         return result
 
     return max((exchanged(order) for order in permutations(range(len(sets)))), key=value)
+
+
+# ---------------------------------------------------------------- moves of windows, budget
+
+
+def choice_without(
+    S: np.ndarray,
+    rows: Sequence[int],
+    window: Sequence[int],
+    choice: Sequence[int],
+    place: int,
+    n: int,
+) -> list[int]:
+    """The positions that rows keep of a window when the best discarded one stands in for one."""
+    if place not in choice:
+        return list(choice)
+    rest = [k for k in choice if k != place]
+    spare = [k for k in range(len(window)) if k not in choice]
+    return max(
+        ([*rest, k] for k in spare),
+        key=lambda kept: group_value(S, rows, [window[k] for k in kept], n),
+        default=rest,
+    )
+
+
+def window_gain(
+    S: np.ndarray, rows: Sequence[int], kept: Sequence[int], column: int, n: int, m: int
+) -> float:
+    """What rows gain if a column may take the place of any one of m that are kept, or a gap."""
+    value = group_value(S, rows, kept, n)
+    if len(kept) < m:
+        return group_value(S, rows, [*kept, column], n) - value
+    others = [[c for c in kept if c != k] for k in kept]
+    return max(0.0, *(group_value(S, rows, [*rest, column], n) - value for rest in others))

@@ -230,15 +230,15 @@ SMALL = [
         Pattern(1, 2, 2, 0.5, "window", 4),
         (4, 8),
         {"n": 1, "m": 2, "V": 2, "M": 4},
-        5,
+        19,
     ),
-    ("vector_nm", Pattern.vector_nm(2, 4, 2), (4, 8), {"N": 2, "M": 4, "V": 2}, 16),
+    ("vector_nm", Pattern.vector_nm(2, 4, 2), (4, 8), {"N": 2, "M": 4, "V": 2}, 18),
     (
         "tvw",
         Pattern.tvw(1, 2, vec_ratio=1 / 3, vec_size=2),
         (4, 6),
         {"n": 1, "m": 2, "V": 2, "vec_ratio": 1 / 3},
-        9,
+        19,
     ),
 ]
 
