@@ -85,7 +85,8 @@ def solve(
         For a list: divide each matrix's saliency by its sum, so that each counts alike.
         Measures are then in those units.
     method : str
-        A registered method; see ``gyroperm methods``.
+        A registered method; see ``gyroperm methods``. ``auto`` is the one that keeps the most in
+        the time there is; given options, it is ``assign``.
     options : mapping or options dataclass, optional
         The method's own options.
     stop : callable, optional
@@ -137,10 +138,14 @@ def solve(
     2048
     """
     from gyroperm.solvers import registry
+    from gyroperm.solvers.auto import chosen_method
 
     pattern = _pattern(pattern, n, m, vec_ratio, vec_size)
     groups = checked_integer("groups", groups, 1)
     problem, view = _problem(weights, saliency, pattern, groups, normalize)
+    stop = _combined_stop(stop, time_limit)
+    if method == "auto" and options is None:
+        method = chosen_method(problem, stop)
     found = registry.get(method)
     checked_options = found.make_options(options)
     seed = checked_integer("seed", seed, 0)
@@ -151,7 +156,7 @@ def solve(
         view,
         found,
         checked_options,
-        stop=_combined_stop(stop, time_limit),
+        stop=stop,
         seed=seed,
         start=start,
         threads=checked_threads(threads),

@@ -140,3 +140,14 @@ class NoImprovement(Criterion):
 
     def __call__(self, state: SearchState) -> bool:
         return state.stale_rounds >= self.rounds
+
+
+def seconds_allowed(stop: Stop | None) -> float:
+    """The seconds that a criterion allows; infinite where it does not count them."""
+    if isinstance(stop, TimeLimit):
+        return stop.seconds
+    if isinstance(stop, AnyOf):
+        return min(map(seconds_allowed, stop.criteria))
+    if isinstance(stop, AllOf):
+        return max(map(seconds_allowed, stop.criteria))
+    return math.inf

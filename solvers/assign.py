@@ -67,7 +67,7 @@ class AssignOptions:
     row_hot: float = 0.3
     row_cold: float = 0.02
     row_rounds: int = 50
-    column_rounds: int = 100
+    column_rounds: int = 60
     row_share: float = 0.3
     patience: int = 30
     block_groups: int = 384

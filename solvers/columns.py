@@ -26,10 +26,12 @@ _BATCH = 16
 # only if all fit in 64 MiB.
 _ROWS_TO_KEEP = 96
 _KNOWN_GAINS = 1 << 24
+# With time for fewer moves of every group, descending alone keeps more than annealing.
+_WORTH_ANNEALING = 1000
 # Against a clock, sweeps begin with calls and blocks of this size, and grow where a sweep takes
 # little of a phase, or shrink where it takes much.
 _FIRST_CALL_NS, _FIRST_BLOCK = 300_000, 96
-_FAST_ENOUGH, _TOO_SLOW = 0.01, 0.03
+_FAST_ENOUGH, _TOO_SLOW = 0.025, 0.08
 
 
 @dataclass(eq=False)
@@ -161,21 +163,27 @@ def arrange_columns(
                 cell.keep_gains()
     sweep = 0
     size = _SweepSize(block_groups, phase.timed)
+    moves, total = 0, sum(len(cell.groups) for cell in active)
     while active and (target := phase.next_target()) is not None:
         size.follow(phase.pace)
+        ends = target == 0.0
+        if phase.timed and moves < _WORTH_ANNEALING * phase.used * total:
+            target = 0.0 if any(cell.stale < patience for cell in active) else target
         jobs = [
             job
             for cell in active
             for job in _deal(cell, size, search.random(stream, 1, index[id(cell)], sweep))
         ]
-        _collect(_run(search, jobs, n, target > 0.0, noise))
+        done = _run(search, jobs, n, target > 0.0, noise)
+        _collect(done)
+        moves += sum(job.released for job in done)
         for cell in active:
             cell.thermostat.steer(target)
         sweep += 1
         for cell in active:
             cell.remember()
         search.record(sum(cell.value for cell in cells) if records else None)
-        if target == 0.0:
+        if ends:
             active = [cell for cell in active if cell.stale < patience]
     for cell in cells:
         cell.recall()

@@ -67,7 +67,7 @@ class Thermostat:
 
 
 # The part of a phase that is annealed; what is left is for the descent.
-_ANNEALED = 0.85
+_ANNEALED = 0.95
 
 
 class Phase:
@@ -93,6 +93,8 @@ class Phase:
     ----------
     pace : float
         The part of the cooling that the last round took; nan before the first.
+    used : float
+        The part of the phase that is over, 0 where that cannot be told.
     timed : bool
         Whether a clock decides how many rounds there are.
     """
@@ -107,6 +109,7 @@ class Phase:
         self._taken = 0
         self._cooled = 0.0
         self.pace = math.nan
+        self.used = 0.0
         self._begin = search.progress()
         self._room = 0.0 if self._begin is None else share * (1.0 - self._begin)
 
@@ -115,6 +118,7 @@ class Phase:
         if self._search.stopped():
             return None
         used, cooled = self._used()
+        self.used = used
         self.pace = max(cooled - self._cooled, 0.0)
         self._cooled = cooled
         self._taken += 1

@@ -15,11 +15,16 @@ from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
 from gyroperm.solvers import registry
 from gyroperm.solvers.identity import identity_arrangement
+from gyroperm.solvers.matching import solve_by_matching
 from gyroperm.solvers.partition.instance import Instance, scaled
 from gyroperm.solvers.partition.proof import BRANCHING, Proof, prove
 from gyroperm.solvers.partition.relaxation import Clock
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.search import Search
+from gyroperm.solvers.two_level_exact import solve_two_level
+
+#: How optima other than by column generation are proven, as ``Solution.bound_kind`` says it.
+MATCHING, ENUMERATION = "matching", "enumeration"
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,17 @@ class ExactOptions:
 
 @register("exact", options=ExactOptions)
 def solve(search: Search, options: ExactOptions) -> Arrangement:
-    """Proven optimum of plain N:M, for up to some 100 columns; with a bound beyond.
+    """Proven optimum: plain N:M to some 80 columns, 1:2 to 400, small two-level problems.
 
     The columns are partitioned into groups, whose values are known. The linear relaxation over
     all groups is solved by column generation; only groups whose reduced cost is within the gap
     between its value and the best solution can be in a better one; over those the optimum is
     proven by branching, with subset-row cuts. Without a time limit it runs until that is done. A
     round is a relaxation that was solved, or an exhaustive pricing.
+
+    Plain 1:2 is a matching, see :func:`~gyroperm.solvers.matching.solve_by_matching`; two-level
+    problems small enough to enumerate go to
+    :func:`~gyroperm.solvers.two_level_exact.solve_two_level`. The options are for the rest.
 
     References
     ----------
@@ -69,10 +78,10 @@ def solve(search: Search, options: ExactOptions) -> Arrangement:
     """
     problem = search.problem
     pattern = problem.pattern
-    if not pattern.is_plain or (pattern.m == 2 and pattern.n == 1):
-        raise ValueError(
-            f"method 'exact' does not solve {pattern}; it takes plain n:m with m above 2"
-        )
+    if not pattern.is_plain:
+        return _proven(search, solve_two_level(search), ENUMERATION)
+    if pattern.m == 2 and pattern.n == 1:
+        return _proven(search, solve_by_matching(search), MATCHING)
     if search.stopped():
         return search.initial or identity_arrangement(problem)
     if pattern.n == pattern.m:
@@ -83,6 +92,12 @@ def solve(search: Search, options: ExactOptions) -> Arrangement:
     arrangement = method.solve(first, method.make_options(None))
     search.record(first.best)
     return _solve_tiles(search, options, arrangement)
+
+
+def _proven(search: Search, found: tuple[Arrangement, float], kind: str) -> Arrangement:
+    arrangement, bound = found
+    search.prove(bound, kind)
+    return arrangement
 
 
 def _solve_tiles(search: Search, options: ExactOptions, start: Arrangement) -> Arrangement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gyroperm.problem import Problem
-from gyroperm.stopping import AllOf, AnyOf, Criterion, SearchState, Stop, TimeLimit
+from gyroperm.stopping import Criterion, SearchState, Stop, seconds_allowed
 
 if TYPE_CHECKING:
     from gyroperm.arrangement import Arrangement
@@ -75,7 +74,7 @@ class Search:
     @property
     def seconds_left(self) -> float:
         """Until a time limit of the user's criterion is reached; infinite without one."""
-        return max(0.0, _limit(self._stop) - self.seconds)
+        return max(0.0, seconds_allowed(self._stop) - self.seconds)
 
     def part(self, share: float) -> Search:
         """A search of its own for a method that this one calls, for a share of what is allowed.
@@ -177,23 +176,13 @@ class Search:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)
 
 
-def _limit(stop: Stop | None) -> float:
-    """The seconds that a criterion allows."""
-    if isinstance(stop, TimeLimit):
-        return stop.seconds
-    if isinstance(stop, AnyOf):
-        return min(map(_limit, stop.criteria))
-    if isinstance(stop, AllOf):
-        return max(map(_limit, stop.criteria))
-    return math.inf
-
-
 class _Share(Criterion):
     """Stop when a share of what a criterion allows is used up."""
 
     def __init__(self, stop: Stop, share: float) -> None:
         self.stop = stop
         self.share = share
+        self.timed = isinstance(stop, Criterion) and stop.timed
 
     def __call__(self, state: SearchState) -> bool:
         progress = self.progress(state)

@@ -120,9 +120,25 @@ def test_everything_is_kept_where_n_is_m():
 @pytest.mark.parametrize(
     "pattern", [Pattern.hinm(), Pattern.vnm(4, 2, 8), Pattern.tvw(vec_size=4)], ids=str
 )
-def test_two_levels_are_refused(pattern):
-    with pytest.raises(ValueError, match="method 'exact' does not solve"):
+def test_two_levels_too_large_to_enumerate_are_refused(pattern):
+    with pytest.raises(ValueError, match="too large for an exact solution"):
         solve(uniform(64, 32), pattern=pattern, method="exact")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [
+        (Pattern.nm(1, 2), "matching"),
+        (Pattern.hinm(vec_size=4), "enumeration"),
+        (Pattern.vnm(4, 2, 8), "enumeration"),
+    ],
+    ids=str,
+)
+def test_other_ways_of_proof(pattern, kind):
+    solution = solve(uniform(8, 8), pattern=pattern, method="exact")
+    assert solution.status == "optimal"
+    assert solution.bound_kind == kind
+    assert solution.retained >= solve(uniform(8, 8), pattern=pattern).retained
 
 
 @pytest.mark.parametrize(
