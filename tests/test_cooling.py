@@ -40,7 +40,7 @@ def test_a_phase_fills_its_share_of_the_rounds_allowed():
     assert len(first) == 20
     assert len(second) == 20
     assert first[-1] == second[-1] == 0.0
-    assert sum(target > 0 for target in first) == 17
+    assert sum(target > 0 for target in first) == 19
 
 
 def test_a_phase_without_rounds_only_descends():

@@ -121,7 +121,7 @@ def test_everything_is_kept_where_n_is_m():
     "pattern", [Pattern.hinm(), Pattern.vnm(4, 2, 8), Pattern.tvw(vec_size=4)], ids=str
 )
 def test_two_levels_too_large_to_enumerate_are_refused(pattern):
-    with pytest.raises(ValueError, match="too large for an exact solution"):
+    with pytest.raises(ValueError, match="an exact solution of"):
         solve(uniform(64, 32), pattern=pattern, method="exact")
 
 
