@@ -30,14 +30,19 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "two_axis": {"converged": {"rounds": 1000}},
 }
 
+#: What chooses a method by the problem and the time.
+AUTO = "auto"
+
 #: Methods that search for nothing: one run says it all, whatever the budget and the seed.
 SINGLE = frozenset({"identity"})
 
 
 def all_labels() -> list[str]:
     """The labels of every registered method, ``identity`` first, with its variants."""
-    # An alias (auto) would be measured twice.
-    names = dict.fromkeys(registry.get(name).name for name in registry.names())
+    # An alias would be measured twice; auto is a choice among methods, not an alias of one.
+    names = dict.fromkeys(
+        name if name == AUTO else registry.get(name).name for name in registry.names()
+    )
     ordered = sorted(names, key=lambda name: (name not in SINGLE, name))
     return [label for name in ordered for label in labels_of(name)]
 
@@ -53,6 +58,8 @@ def labels_of(name: str) -> list[str]:
     if "/" in name:
         resolve(name)
         return [name]
+    if name == AUTO:
+        return [AUTO]
     method = registry.get(name)
     default = method.make_options(None)
     others = (
@@ -65,6 +72,8 @@ def labels_of(name: str) -> list[str]:
 
 def resolve(label: str) -> tuple[str, dict[str, Any]]:
     """The method and the options of a label; ValueError lists the known."""
+    if label == AUTO:
+        return AUTO, {}
     name, slash, variant = label.partition("/")
     method = registry.get(name).name
     if not slash:

@@ -144,7 +144,7 @@ def solve(
     groups = checked_integer("groups", groups, 1)
     problem, view = _problem(weights, saliency, pattern, groups, normalize)
     stop = _combined_stop(stop, time_limit)
-    if method == "auto" and options is None:
+    if method == "auto" and not options:
         method = chosen_method(problem, stop)
     found = registry.get(method)
     checked_options = found.make_options(options)

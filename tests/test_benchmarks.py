@@ -207,7 +207,8 @@ def test_every_registered_method_is_measured_with_its_variants():
     labels = variants.all_labels()
     assert labels[0] == "identity" and len(labels) == len(set(labels))
     assert {variants.resolve(label)[0] for label in labels} == {
-        registry.get(name).name for name in registry.names()
+        "auto",
+        *(registry.get(name).name for name in registry.names()),
     }
     for label in labels:
         name, options = variants.resolve(label)
@@ -235,7 +236,7 @@ def test_a_variant_that_is_the_default_is_measured_once(monkeypatch):
 def test_a_name_stands_for_its_variants_and_a_label_for_itself():
     assert variants.unique_labels(["gyro/recipe", "auto", "gyro"]) == (
         "gyro/recipe",
-        "assign",
+        "auto",
         "gyro",
     )
     with pytest.raises(ValueError, match="known of 'gyro' are gyro/recipe"):
@@ -313,9 +314,18 @@ def test_a_picture_is_drawn_for_each_case(tmp_path, capsys):
 
 def test_an_alias_is_measured_under_the_methods_name(tmp_path):
     out = tmp_path / "alias.json"
-    options = ["--methods", "auto", "assign", "--seeds", "0", "--quiet", "--out", str(out)]
+    options = [
+        "--methods",
+        "gyro-permutation",
+        "gyro",
+        "--seeds",
+        "0",
+        "--quiet",
+        "--out",
+        str(out),
+    ]
     assert main([*BRIEF, *options]) == 0
-    assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["assign"]
+    assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["gyro", "gyro/recipe"]
 
 
 def test_a_method_of_ones_own_shows_in_the_same_table(tmp_path, module, capsys):
