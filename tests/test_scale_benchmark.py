@@ -36,22 +36,22 @@ def maker(efficacies, seconds=100.0, peak=10**8):
     return make, made
 
 
-def test_a_contest_gives_a_twentieth_of_the_time_and_ten_times_the_first():
-    make, made = maker({None: 20.0, 5.0: 21.0, 30.0: 23.0, 120.0: 24.0, 300.0: 24.5})
-    contest = Contest("hinm75-v128", "gyro", (30.0, 120.0), more=True)
+def test_a_contest_gives_a_twentieth_of_the_time_and_ten_times_that():
+    make, made = maker({None: 20.0, 5.0: 21.0, 30.0: 23.0, 50.0: 24.0, 120.0: 24.5})
+    contest = Contest("hinm75-v128", "gyro", (30.0, 120.0))
     entries = hold(contest, "an instance", DESCRIBED, make)
     assert [(run.method, run.budget) for run in made] == [
         ("gyro", None),
         ("assign", 5.0),
+        ("assign", 50.0),
         ("assign", 30.0),
         ("assign", 120.0),
-        ("assign", 300.0),
     ]
     found = findings(entries)
     assert found["share_lead_points"] == pytest.approx(1.0)
     assert found["share_lead_ratio"] == pytest.approx(0.001)
     assert found["best_lead_points"] == pytest.approx(4.5)
-    assert [step["seconds"] for step in found["more_time"]] == [[5, 30], [30, 120], [120, 300]]
+    assert [step["seconds"] for step in found["more_time"]] == [[5, 30], [30, 50], [50, 120]]
     assert [step["points"] for step in found["more_time"]] == pytest.approx([2.0, 1.0, 0.5])
     text = contest_text(entries, DESCRIBED)
     assert "an instance (1000 x 2000), hinm75-v128" in text and "to its end, cut" in text
@@ -59,17 +59,18 @@ def test_a_contest_gives_a_twentieth_of_the_time_and_ten_times_the_first():
 
 
 def test_what_more_time_adds_is_told_in_the_order_of_time():
-    make, _ = maker({None: 20.0, 50.0: 22.0, 1.0: 21.0}, seconds=1000.0)
+    make, _ = maker({None: 20.0, 50.0: 22.0, 500.0: 22.5, 1.0: 21.0}, seconds=1000.0)
     entries = hold(Contest("2:4", "gyro", (1.0,)), "an instance", DESCRIBED, make)
-    (step,) = findings(entries)["more_time"]
-    assert step["seconds"] == [1.0, 50.0] and step["points"] == pytest.approx(1.0)
+    first, second = findings(entries)["more_time"]
+    assert first["seconds"] == [1.0, 50.0] and first["points"] == pytest.approx(1.0)
+    assert second["seconds"] == [50.0, 500.0] and second["points"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("peak", "within"), [(324_000_000, True), (324_000_001, False)])
 def test_memory_is_held_against_three_matrices_and_300_mb(peak, within):
-    make, _ = maker({None: 20.0, 5.0: 21.0, 1.0: 20.5}, peak=peak)
+    make, _ = maker({None: 20.0, 5.0: 21.0, 50.0: 21.5, 1.0: 20.5}, peak=peak)
     entries = hold(Contest("2:4", "gyro", (1.0,)), "an instance", DESCRIBED, make)
-    assert [one.as_dict()["within_memory"] for one in entries] == [within] * 3
+    assert [one.as_dict()["within_memory"] for one in entries] == [within] * 4
     assert ("324!" in contest_text(entries, DESCRIBED)) is not within
 
 
@@ -93,7 +94,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(INSTANCES, name, instance)
     contests = (
         Contest("2:4", "identity", (0.05,)),
-        Contest("hinm75-v128", "gyro", (0.02,), more=True),
+        Contest("hinm75-v128", "gyro", (0.02,)),
     )
     monkeypatch.setattr(scale, "QUICK_CONTESTS", contests)
     monkeypatch.setattr(scale, "_QUICK_SWEEPS", (16, (64, 128), (8, 16)))
@@ -119,10 +120,11 @@ def test_a_run_writes_contests_and_sweeps_and_is_not_repeated(tmp_path, tiny, al
     arguments = ["--quick", "--threads", "1", "--out", str(out)]
     assert scale.main(arguments) == 0
     found = json.loads(out.read_text())
-    assert [run["method"] for run in found["runs"]] == ["identity"] + ["assign"] * 2 + ["gyro"] + [
-        "assign"
-    ] * 3
-    assert found["runs"][-1]["budget"] == pytest.approx(0.2)
+    assert [run["method"] for run in found["runs"]] == [
+        *("identity", "assign", "assign", "assign"),
+        *("gyro", "assign", "assign", "assign"),
+    ]
+    assert found["runs"][-1]["budget"] == pytest.approx(0.02)
     for run in found["runs"]:
         assert run["instance"] == tiny and run["peak_bytes"] > 0 and run["retained"] > 0
     assert [one["published"] for one in found["findings"]] == ["identity", "gyro"]
@@ -165,7 +167,7 @@ def test_an_interrupted_run_goes_on(tmp_path, tiny, alone, monkeypatch, capsys):
     assert scale.main(arguments) == 130
     assert "the same command continues" in capsys.readouterr().err
     monkeypatch.setattr(peak_memory, "measure", measure)
-    assert scale.main(arguments) == 0 and len(alone) == 3
+    assert scale.main(arguments) == 0 and len(alone) == 4
 
 
 @pytest.mark.parametrize(
