@@ -138,7 +138,7 @@ def test_a_run_writes_contests_and_sweeps_and_is_not_repeated(tmp_path, tiny, al
     again = json.loads(out.read_text())
     assert again["runs"] == found["runs"] and again["sweeps"] == []
     assert scale.main([*arguments, "--no-sweeps", "--patterns", "2:4", "--fresh"]) == 0
-    assert len(alone) == before + 3
+    assert len(alone) == before + 4
 
 
 def test_a_contest_that_cannot_be_held_is_named_and_the_others_are(
