@@ -149,6 +149,8 @@ def _by_tiles(
         stream=_ROWS,
     )
     chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
+    # As large as the weights, and no longer needed.
+    del scores
     groups = _dealt_groups(search, chosen)
     return _with_columns(search, options, tile_rows, groups, anneal=options.anneal, least=least)
 

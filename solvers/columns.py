@@ -165,10 +165,10 @@ def arrange_columns(
     size = _SweepSize(block_groups, phase.timed)
     moves, total = 0, sum(len(cell.groups) for cell in active)
     while active and (target := phase.next_target()) is not None:
-        size.follow(phase.pace)
         ends = target == 0.0
         if phase.timed and moves < _WORTH_ANNEALING * phase.used * total:
             target = 0.0 if any(cell.stale < patience for cell in active) else target
+        size.follow(phase.pace if target > 0.0 else 0.0)
         jobs = [
             job
             for cell in active
@@ -220,7 +220,10 @@ class _SweepSize:
         self.call_ns = _FIRST_CALL_NS if timed else _CALL_NS
 
     def follow(self, pace: float) -> None:
-        """Grow or shrink by the part of the phase that the last sweep took, nan if unknown."""
+        """Grow or shrink by the part of the phase that the last sweep took, nan if unknown.
+
+        A descent needs no number of sweeps: for it that part is 0.
+        """
         if not self._timed:
             return
         if pace > _TOO_SLOW:
