@@ -113,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # argparse has printed help, the version, or what is wrong.
         return done.code if isinstance(done.code, int) else USAGE
     try:
-        return arguments.run(arguments)
+        code: int = arguments.run(arguments)
+        # What is left to write fails here, where it is understood, not at exit.
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # Whoever read the output has closed it; nothing may be flushed there at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
