@@ -96,6 +96,22 @@ class AssignOptions:
         """The patience of the rows: a move exchanges only one row of each tile's V."""
         return 10 * self.patience
 
+    def row_phase(self, search: Search, share: float, *, anneal: bool) -> Phase:
+        """A phase of the search in which rows move, annealed or descending only."""
+        rounds = self.row_rounds if anneal else 0
+        return Phase(search, rounds=rounds, hot=self.row_hot, cold=self.row_cold, share=share)
+
+    def column_phase(self, search: Search, share: float, *, anneal: bool, fewer: int = 1) -> Phase:
+        """The same for columns; ``fewer`` divides the rounds that are annealed."""
+        return self._columns(search, share, -(-self.column_rounds // fewer) if anneal else 0)
+
+    def joint_column_phase(self, search: Search, share: float, *, anneal: bool) -> Phase:
+        """The same for columns that move in the same rounds as rows."""
+        return self._columns(search, share, self.row_rounds if anneal else 0)
+
+    def _columns(self, search: Search, share: float, rounds: int) -> Phase:
+        return Phase(search, rounds=rounds, hot=self.hot, cold=self.cold, share=share)
+
 
 # Random streams, so that no phase shifts the numbers of another.
 _ROWS, _COLUMNS, _DEAL = 0, 2, 3
@@ -144,7 +160,7 @@ def _by_tiles(
         scores,
         tile_rows,
         None,
-        phase=_row_phase(search, options, options.anneal, options.row_share),
+        phase=options.row_phase(search, options.row_share, anneal=options.anneal),
         patience=options.row_patience,
         stream=_ROWS,
     )
@@ -159,16 +175,6 @@ def _start(search: Search) -> Arrangement:
     from gyroperm.solvers.identity import identity_arrangement
 
     return search.initial or identity_arrangement(search.problem)
-
-
-def _row_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
-    rounds = options.row_rounds if anneal else 0
-    return Phase(search, rounds=rounds, hot=options.row_hot, cold=options.row_cold, share=share)
-
-
-def _column_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
-    rounds = options.column_rounds if anneal else 0
-    return Phase(search, rounds=rounds, hot=options.hot, cold=options.cold, share=share)
 
 
 def _scores(problem: Problem, options: AssignOptions) -> NDArray[np.float32]:
@@ -209,7 +215,7 @@ def _with_columns(
             search,
             cells,
             pattern.n,
-            phase=_column_phase(search, options, anneal, 1.0),
+            phase=options.column_phase(search, 1.0, anneal=anneal),
             patience=options.patience,
             block_groups=options.block_groups,
             stream=_COLUMNS,

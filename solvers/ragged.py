@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
-from gyroperm.solvers.columns import Cell, arrange_columns, make_cell
+from gyroperm.solvers.columns import Cell, arrange_columns, groups_value, make_cell
 from gyroperm.solvers.cooling import Phase
-from gyroperm.solvers.kernels.grouping import group_values
 from gyroperm.solvers.search import Search
 
 if TYPE_CHECKING:
@@ -97,7 +96,8 @@ def arrange_ragged(
     """
     layer = _layer(search.problem, tile_rows, groups)
     tiles = list(range(search.problem.tiles))
-    _move_columns(search, options, layer, tiles, _column_phase(search, options, anneal, _FIRST), 0)
+    phase = options.column_phase(search, _FIRST, anneal=anneal)
+    _move_columns(search, options, layer, tiles, phase, 0)
     if least is not None:
         other = _layer(search.problem, least.tile_rows, least.groups)
         layer = other if other.value > layer.value else layer
@@ -108,7 +108,7 @@ def arrange_ragged(
         trial = _Layer(layer.tile_rows.copy(), list(layer.cells))
         tiles = _kick(search, trial, turn)
         share = 1.0 / (_TURNS + 1 - turn)
-        phase = _column_phase(search, options, anneal, share, fewer=_FEWER)
+        phase = options.column_phase(search, share, anneal=anneal, fewer=_FEWER)
         _move_columns(search, options, trial, tiles, phase, turn)
         _spread_budget(search, options, trial, tiles, turn)
         if trial.value > layer.value:
@@ -135,17 +135,8 @@ def _layer(
     S = problem.search_saliency
     cells = [make_cell(S, rows, g) for rows, g in zip(tile_rows, groups, strict=True)]
     for cell in cells:
-        values = np.empty(len(cell.groups))
-        group_values(cell.X, cell.groups, problem.pattern.n, values)
-        cell.value = float(values.sum())
+        cell.value = groups_value(cell.X, cell.groups, problem.pattern.n)
     return _Layer(tile_rows.copy(), cells)
-
-
-def _column_phase(
-    search: Search, options: AssignOptions, anneal: bool, share: float, fewer: int = 1
-) -> Phase:
-    rounds = -(-options.column_rounds // fewer) if anneal else 0
-    return Phase(search, rounds=rounds, hot=options.hot, cold=options.cold, share=share)
 
 
 def _move_columns(
@@ -224,7 +215,7 @@ def _spread_budget(
             search,
             trials,
             search.problem.pattern.n,
-            phase=Phase(search, rounds=0, hot=options.hot, cold=options.cold, share=0.01),
+            phase=options.column_phase(search, 0.01, anneal=False),
             patience=1,
             block_groups=options.block_groups,
             stream=4 * (_EXCHANGES * turn + exchange) + _BUDGET,

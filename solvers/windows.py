@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
 from gyroperm.solvers.columns import Cell, arrange_columns, make_cell, tile_columns
-from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
+from gyroperm.solvers.cooling import Thermostat, gumbel_noise
 from gyroperm.solvers.exact_rows import exchange_rows
 from gyroperm.solvers.identity import identity_arrangement
 from gyroperm.solvers.kernels.windows import choose_again, window_moves
@@ -82,7 +82,7 @@ def _by_scores(search: Search, options: AssignOptions) -> Arrangement:
             scores,
             tile_rows,
             order,
-            phase=_row_phase(search, options, anneal, 1.0 / left),
+            phase=options.row_phase(search, 1.0 / left, anneal=anneal),
             patience=options.row_patience,
             stream=4 * turn + _ROWS,
         )
@@ -91,7 +91,7 @@ def _by_scores(search: Search, options: AssignOptions) -> Arrangement:
             search,
             cells,
             problem.pattern.kept_per_window,
-            phase=_column_phase(search, options, anneal, 1.0 / (left - 1)),
+            phase=options.column_phase(search, 1.0 / (left - 1), anneal=anneal),
             patience=options.patience,
             block_groups=options.block_groups,
             stream=4 * turn + _WINDOWS,
@@ -117,16 +117,6 @@ def _chosen(
     return value, Arrangement(tile_rows, groups, order)
 
 
-def _row_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
-    rounds = options.row_rounds if anneal else 0
-    return Phase(search, rounds=rounds, hot=options.row_hot, cold=options.row_cold, share=share)
-
-
-def _column_phase(search: Search, options: AssignOptions, anneal: bool, share: float) -> Phase:
-    rounds = options.column_rounds if anneal else 0
-    return Phase(search, rounds=rounds, hot=options.hot, cold=options.cold, share=share)
-
-
 def _window_cells(
     problem: Problem, scores: NDArray[np.float64], order: NDArray[np.int32]
 ) -> list[Cell]:
@@ -149,10 +139,8 @@ def _count_kept(search: Search, options: AssignOptions, start: Arrangement) -> A
     layer = _Layer(search, start, options.block_groups)
     if not layer.choose():
         return start
-    row_phase = _row_phase(search, options, anneal, 1.0)
-    # Rows and columns move in the same rounds.
-    rounds = options.row_rounds if anneal else 0
-    column_phase = Phase(search, rounds=rounds, hot=options.hot, cold=options.cold, share=1.0)
+    row_phase = options.row_phase(search, 1.0, anneal=anneal)
+    column_phase = options.joint_column_phase(search, 1.0, anneal=anneal)
     stale = 0
     while layer.can_move and stale < options.row_patience:
         row_target, target = row_phase.next_target(), column_phase.next_target()
