@@ -215,7 +215,7 @@ def _prove_tile(
 
     m = groups.shape[1]
     instance = Instance.of_tile(saliency, rows, groups.reshape(-1), n, m)
-    start = np.arange(groups.size, dtype=np.int32).reshape(-1, m)
+    start = instance.as_it_lies
     value = math.fsum(instance.values(start))
     # As many as the groups keep of each row, wherever they are.
     limit = measures.unstructured_by_row(instance.columns.T, min(n * len(groups), groups.size))

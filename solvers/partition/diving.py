@@ -59,9 +59,8 @@ def _fix(
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.int32]]:
     """Groups to fix, and all that are known, in the numbering of the columns that are left."""
     C = len(rest.columns)
-    lying = np.arange(C, dtype=np.int32).reshape(-1, rest.m)
     master = Master(C, rest.m)
-    groups = np.concatenate([groups, lying])
+    groups = np.concatenate([groups, rest.as_it_lies])
     master.add(groups, rest.values(groups))
     relaxed = None
     for _ in range(_ROUNDS):

@@ -56,6 +56,11 @@ class Instance:
         """How many different groups there are."""
         return comb(len(self.columns), self.m)
 
+    @property
+    def as_it_lies(self) -> NDArray[np.int32]:
+        """The partition of the columns in their order, (G, m)."""
+        return np.arange(len(self.columns), dtype=np.int32).reshape(-1, self.m)
+
     @cached_property
     def rounded_up(self) -> NDArray[np.float32]:
         """The columns in float32, nowhere below what they are."""

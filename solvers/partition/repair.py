@@ -99,7 +99,7 @@ def _part_sizes(instance: Instance) -> list[int]:
 
 def _solve(part: Instance, clock: Clock) -> NDArray[np.int32]:
     """The best partition of a small instance, or one that is not worse than as it lies."""
-    start = np.arange(len(part.columns), dtype=np.int32).reshape(-1, part.m)
+    start = part.as_it_lies
     master = Master(len(part.columns), part.m)
     master.add(start, part.values(start))
     certificate = relax(part, master, threads=1, clock=clock)
