@@ -37,7 +37,6 @@ class ExactOptions(StartOptions):
 
     barred: ClassVar[tuple[str, ...]] = ("exact",)
 
-    start: str = "auto"
     max_groups: int = 1_000_000
 
     def __post_init__(self) -> None:
