@@ -195,12 +195,22 @@ class Solution:
     def permute(self, weights: Any) -> NDArray[Any] | list[NDArray[Any]]:
         """The weights in the order the hardware reads them, dense inside what is kept.
 
+        Parameters
+        ----------
+        weights : array of the shape that was solved, or a list of them
+
         Returns
         -------
         ndarray, shape (R, C'), for plain N:M with one column order
-            Rows as they lie, columns in ``col_order``; virtual columns are zero.
+            Rows as they lie, columns in ``col_order``; virtual columns are zero. A list of
+            weights gives one matrix too, theirs one below the other: R is the sum of their
+            rows. A convolution, (R, C, *kernel), gives (R * positions, C'): the kernel
+            positions of an output channel are consecutive rows, since only its C input channels
+            are ordered.
         list of T ndarrays, shape (V, K_t), for every other pattern
-            Each tile's rows and kept columns, group after group; virtual ones are zero.
+            Each tile's rows and kept columns, group after group; virtual ones are zero. The
+            columns of a convolution are the ``C * positions`` of its im2col view. Plain N:M on a
+            grouped convolution gives such a list too, one matrix a group of the convolution.
         """
         matrix = self._matrix(weights)
         if self._one_matrix:
