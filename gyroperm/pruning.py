@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -200,28 +201,17 @@ def _solve(plan: Plan, layer: Layer, interrupt: Interrupt) -> Solution:
     weights = plan.checkpoint.read(layer.name)
     if layer.transposed:
         weights = np.swapaxes(weights, 0, 1)
-    if job.lossless:
-        return lossless(
-            weights,
-            pattern=job.pattern,
-            method=job.method,
-            options=job.options or None,
-            stop=interrupt,
-            time_limit=job.time_limit,
-            seed=job.seed,
-            threads=job.threads,
-            progress=job.progress,
-        )
-    if interrupt.requested:
+    if interrupt.requested and not job.lossless:
         return solve(weights, pattern=job.pattern, method="identity", seed=job.seed)
-    return solve(
+    # A job for lossless orders has no bound to ask for.
+    search = lossless if job.lossless else partial(solve, bound=job.bound)
+    return search(
         weights,
         pattern=job.pattern,
         method=job.method,
         options=job.options or None,
         stop=interrupt,
         time_limit=job.time_limit,
-        bound=job.bound,
         seed=job.seed,
         threads=job.threads,
         progress=job.progress,
