@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -217,6 +218,8 @@ def _problem(
 
 # Saliency, its copy in the search's scale and the tiles' columns, in float32, and masks.
 _BYTES_A_WEIGHT = 14
+# Up to so many weights there is no need to ask the system.
+_SMALL = 1 << 20
 
 
 def _require_memory(shapes: Sequence[tuple[int, ...]]) -> None:
@@ -224,10 +227,6 @@ def _require_memory(shapes: Sequence[tuple[int, ...]]) -> None:
     size = sum(math.prod(shape) for shape in shapes)
     if size > _SMALL:
         require(_BYTES_A_WEIGHT * size, f"a search of {size} weights")
-
-
-# Below this many weights there is no need to ask the system.
-_SMALL = 1 << 20
 
 
 def _check_sums(saliencies: Sequence[NDArray[np.floating]]) -> None:
@@ -323,7 +322,9 @@ def _run(
     from gyroperm.solvers.search import Search
 
     if registry.is_shipped(method.name):
-        _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
+        # A method that refuses the pattern says so of this problem, not of the small one.
+        with suppress(ValueError):
+            _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
     identity = identity_arrangement(problem)
     kept_by_identity = _value(problem, identity)
     with _progress_bar(progress, method.name) as bar:
@@ -419,14 +420,8 @@ def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
     rows = 2 * min(pattern.vec_size or 4, 8)
     saliency = np.random.default_rng(0).random((rows, columns)).astype(dtype)
     if pattern.vec_size is not None:
-        pattern = _with_vec_size(pattern, rows // 2)
+        pattern = replace(pattern, vec_size=rows // 2)
     found = registry.get(method)
     search = Search(Problem(saliency, pattern), stop=MaxRounds(100) | TimeLimit(60))
     arrangement = found.solve(search, found.make_options(None))
     _value(search.problem, arrangement)
-
-
-def _with_vec_size(pattern: Pattern, vec_size: int) -> Pattern:
-    from dataclasses import replace
-
-    return replace(pattern, vec_size=vec_size)
