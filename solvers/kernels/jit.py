@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,26 +13,34 @@ from numba import njit
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _drop_stale_caches() -> None:
-    """Remove compiled code that is older than any kernel.
+@cache
+def _drop_stale(folder: Path) -> None:
+    """Remove compiled code in a folder that is older than any kernel.
 
     Numba notices when a kernel's own file changes, not when a kernel it inlines does, and would
     then run code that belongs to another version.
     """
-    folder = Path(__file__).parent
-    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
-    for cached in folder.glob("__pycache__/*.nb[ic]"):
+    newest = max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
+    for cached in folder.glob("*.nb[ic]"):
         with contextlib.suppress(OSError):
             if cached.stat().st_mtime < newest:
                 cached.unlink()
 
 
-_drop_stale_caches()
+def _compiled(function: F, **options: Any) -> F:
+    """Compile without the interpreter lock; what is on disk is used unless it is stale."""
+    compiled = njit(nogil=True, cache=True, **options)(function)
+    # Only Numba knows where: beside the kernels, in NUMBA_CACHE_DIR, or in the user's own folder.
+    # With its compiler disabled there is nothing to ask, and it may find no place to write to.
+    stats = getattr(compiled, "stats", None)
+    if stats is not None and stats.cache_path is not None:
+        _drop_stale(Path(stats.cache_path))
+    return cast(F, compiled)
 
 
 def kernel(function: F) -> F:
     """Compile without the interpreter lock, cached on disk, with IEEE arithmetic in order."""
-    return cast(F, njit(nogil=True, cache=True)(function))
+    return _compiled(function)
 
 
 def fast_kernel(function: F) -> F:
@@ -40,5 +49,4 @@ def fast_kernel(function: F) -> F:
     For scores that guide the search only: what is accepted is judged by :func:`kernel` code.
     NaN and infinity never reach a kernel, so assuming their absence is safe.
     """
-    compiled = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(function)
-    return cast(F, compiled)
+    return _compiled(function, fastmath=True, error_model="numpy")
