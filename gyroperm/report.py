@@ -13,7 +13,7 @@ from gyroperm import measures
 from gyroperm.files import atomic_path
 from gyroperm.pattern import Pattern
 from gyroperm.selection import Layer, Skipped
-from gyroperm.solution import Solution
+from gyroperm.solution import Solution, shown
 
 _NAMES_SHOWN = 3
 
@@ -223,14 +223,10 @@ class Report:
 
 def _measured(figures: dict[str, Any]) -> list[str]:
     return [
-        _number(figures["ratio"], "{:.4f}"),
-        _number(figures["efficacy"], "{:.2f} %"),
+        shown(figures["ratio"], ".4f"),
+        shown(figures["efficacy"], ".2f", " %"),
         f"{figures['seconds']:.2f}",
     ]
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
 
 
 def skipped_summary(skipped: Sequence[Skipped]) -> str:

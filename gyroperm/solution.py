@@ -38,6 +38,11 @@ _EQUAL = 1e-12
 _WRONG = 1e-10
 
 
+def shown(value: float, form: str, unit: str = "") -> str:
+    """A measure for people, in a format and with its unit; "-" where it is NaN."""
+    return "-" if math.isnan(value) else f"{value:{form}}{unit}"
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """The order of rows and columns and the mask that a search found.
@@ -264,11 +269,12 @@ class Solution:
             f"weights       {shapes}",
             f"kept          {kept} of {self._matrix_mask.size} weights "
             f"({100 * kept / self._matrix_mask.size:.2f} %)",
-            f"retained      {self.retained:.6g} = {self.ratio:.4f} of unstructured "
+            f"retained      {self.retained:.6g} = {shown(self.ratio, '.4f')} of unstructured "
             f"(identity {self.identity:.6g})",
-            f"efficacy      {self.efficacy:.2f} % of the room above identity, per {self.basis}",
+            f"efficacy      {shown(self.efficacy, '.2f', ' %')} of the room above identity, "
+            f"per {self.basis}",
             f"bound         {self.bound:.6g} by {self.bound_kind}, gap {100 * self.gap:.3f} % = "
-            f"{self.gap_points:.2f} points of efficacy, {self.status}",
+            f"{shown(self.gap_points, '.2f')} points of efficacy, {self.status}",
             f"method        {self.method}, seed {self.seed}, {self.seconds:.2f} s",
         ]
         if self.infeasible:

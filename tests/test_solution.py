@@ -357,7 +357,11 @@ def test_efficacy_is_nan_without_room():
     zeros = solve(np.zeros((6, 8)), **FEW)
     assert math.isnan(zeros.efficacy) and math.isnan(zeros.ratio)
     assert zeros.gap == 0.0
-    assert "nan" in zeros.summary()
+    for text in (everything.summary(), zeros.summary()):
+        assert "efficacy      - of the room above identity, per row" in text
+        assert "gap 0.000 % = - points of efficacy, lossless" in text
+        assert "nan" not in text
+    assert "retained      0 = - of unstructured" in zeros.summary()
 
 
 def test_efficacy_is_that_of_its_definition():
