@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -150,10 +149,16 @@ def _why_not(layer: Layer, pattern: Pattern, rules: Rules) -> str | None:
 
 def _why_no_fit(shape: tuple[int, ...], pattern: Pattern) -> str | None:
     try:
-        view = WeightView.of([shape], pattern, listed=False)
-        pattern.kept_columns(math.prod(shape) // sum(view.row_counts))
+        columns = WeightView.of([shape], pattern, listed=False).columns
+        kept = pattern.kept_columns(columns)
     except ValueError as error:
         return str(error)
+    # A global budget may leave out whole tiles and rows.
+    if pattern.allocation != "global" and columns <= min(kept, pattern.n):
+        return (
+            f"nothing can be pruned: {pattern.n} of every {pattern.m} columns are kept, and it has "
+            f"{columns} (a depthwise convolution has 1)"
+        )
     return None
 
 

@@ -560,6 +560,32 @@ def test_space_is_checked_before_any_work(
     assert f"{model.stat().st_size} bytes are needed" in capsys.readouterr().err
 
 
+def test_what_cannot_lose_a_weight_is_no_layer(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depthwise = ("F32", (8, 1, 3, 3), random_words("F32", (8, 1, 3, 3), 1).tobytes())
+    tensors = {"dense": linear(8, 8), "depthwise": depthwise, "two": linear(4, 2)}
+    path = write_raw(tmp_path / "m.safetensors", {**tensors, "three": linear(4, 3)}, {})
+    report = tmp_path / "report.json"
+    assert solve(path, "-o", out, "--json", report) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^total of 2 layers +40 of 76 kept", text, re.MULTILINE)
+    assert "skipped, and left as they are: 2 tensors" in text
+    content = json.loads(report.read_text())
+    assert [layer["name"] for layer in content["layers"]] == ["dense", "three"]
+    reasons = {skipped["name"]: skipped["reason"] for skipped in content["skipped"]}
+    assert reasons["depthwise"].startswith(
+        "nothing can be pruned: 2 of every 4 columns are kept, and it has 1"
+    )
+    assert reasons["two"].startswith("nothing can be pruned: 2 of every 4")
+    for name in ("depthwise", "two"):
+        assert np.array_equal(words_of(out, name), words_of(path, name))
+    # 1 of every 2 prunes a matrix of two columns, and of one column still nothing.
+    assert solve(path, "-o", out, "--n", 1, "--m", 2, "--json", report) == 0
+    content = json.loads(report.read_text())
+    assert [layer["name"] for layer in content["layers"]] == ["dense", "two", "three"]
+
+
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path, out: Path) -> None:
     resource = pytest.importorskip("resource")
     # Larger than anything else the process may write, kernel caches included.
