@@ -147,6 +147,11 @@ def test_arguments_out_of_range_are_refused_by_name(arguments, message):
         solve(GOOD, **arguments)
 
 
+def test_a_refused_pattern_is_the_one_that_was_given():
+    with pytest.raises(ValueError, match=r"not of HiNM 2:4, vec_ratio 0\.5, V=32 "):
+        solve(np.ones((64, 32)), pattern=Pattern.hinm(vec_size=32), method="stripe")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
