@@ -38,8 +38,10 @@ _ROUNDING = 1e-12
 _TERMS_WORTH_THREADS = 1 << 22
 
 # How the scoring of column assignments is cut, whatever the number of threads: released vectors
-# to a piece, and tiles to a batch (which bounds the memory of their scores).
+# to a piece, pieces of each thread between two looks at the clock, and tiles to a batch (which
+# bounds the memory of their scores).
 _GROUPS_PER_PIECE = 64
+_PIECES_PER_LOOK = 2
 _TILES_PER_BATCH = 16
 
 
@@ -293,7 +295,7 @@ def _permute_columns(search: Search, options: GyroOptions, start: Arrangement) -
         for first in range(0, len(active), _TILES_PER_BATCH):
             if first and search.stopped():
                 break
-            _assign_vectors(active[first : first + _TILES_PER_BATCH], search.threads)
+            _assign_vectors(search, active[first : first + _TILES_PER_BATCH])
         search.record(sum(tile.value for tile in tiles))
         active = [tile for tile in active if tile.failures < options.icp_patience]
     groups = tuple(tile.groups for tile in tiles)
@@ -304,13 +306,21 @@ def _permute_columns(search: Search, options: GyroOptions, start: Arrangement) -
     return Arrangement(start.tile_rows, groups, order)
 
 
-def _assign_vectors(tiles: list[_Tile], threads: int) -> None:
-    """One assignment in each of some tiles."""
+def _assign_vectors(search: Search, tiles: list[_Tile]) -> None:
+    """One assignment in each of some tiles; in none where the search is stopped before."""
     for tile in tiles:
         tile.release()
     pieces = [(tile, piece) for tile in tiles for piece in tile.pieces]
     worth = sum(tile.terms for tile in tiles) >= _TERMS_WORTH_THREADS
-    parallel_map(lambda pair: pair[0].score(pair[1]), pieces, threads if worth else 1)
+    batch = _PIECES_PER_LOOK * search.threads
+    for first in range(0, len(pieces), batch):
+        if first and search.stopped():
+            return
+        parallel_map(
+            lambda pair: pair[0].score(pair[1]),
+            pieces[first : first + batch],
+            search.threads if worth else 1,
+        )
     for tile in tiles:
         tile.assign()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import networkx as nx
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ortools.graph.python import linear_sum_assignment
 
 from gyroperm.arrangement import Arrangement
-from gyroperm.measures import ROUNDING, unstructured_by_row
+from gyroperm.measures import ROUNDING
 from gyroperm.problem import Problem
 from gyroperm.solvers.identity import identity_arrangement
 from gyroperm.solvers.parallel import parallel_map
@@ -24,6 +25,8 @@ _COARSER_BITS = 18
 _FIRST_PAIRS = 6
 # Elements of a block of columns that are compared at once.
 _BLOCK = 1 << 22
+# Elements that are compared by a thread between two looks at the clock.
+_LOOK = 1 << 23
 
 
 def solve_by_matching(search: Search) -> tuple[Arrangement, float]:
@@ -47,7 +50,8 @@ def solve_by_matching(search: Search) -> tuple[Arrangement, float]:
         Stopped before, the columns not yet matched stay where they began.
     float
         A proven upper bound of what any order keeps, in the scale of ``problem.search_saliency``
-        and of the saliency as it was given (not as rounded to float32).
+        and of the saliency as it was given (not as rounded to float32); infinite where the
+        search was stopped before anything was proven.
 
     Raises
     ------
@@ -94,7 +98,7 @@ def _match(search: Search, X: NDArray[np.float64]) -> tuple[NDArray[np.int64] | 
         return np.arange(columns).reshape(-1, 2), 0.0
     values = None if search.stopped() else _pair_values(search, X)
     if values is None or search.stopped():
-        return None, unstructured_by_row(X.T, columns // 2) * (1.0 + ROUNDING)
+        return None, math.inf
     scale = 2.0 ** (_WEIGHT_BITS - int(np.frexp(values.max())[1]))
     weights = np.rint(values * scale).astype(np.int64)
     slack, doubled = _reduced(weights)
@@ -135,10 +139,11 @@ def _pair_values(search: Search, X: NDArray[np.float64]) -> NDArray[np.float64] 
             block = slice(first, first + step)
             values[i, block] = np.maximum(X[i], X[block]).sum(axis=1)
 
-    for first in range(0, columns, 16):
+    batch = search.threads * max(1, min(16, _LOOK // X.size))
+    for first in range(0, columns, batch):
         if search.stopped():
             return None
-        parallel_map(fill, range(first, min(first + 16, columns)), search.threads)
+        parallel_map(fill, range(first, min(first + batch, columns)), search.threads)
     return values + values.T
 
 

@@ -20,8 +20,9 @@ from gyroperm.solvers.partition.instance import Instance
 TOLERANCE = 1e-10
 # Local search among groups: how many are exchanged at a time, and for how many rounds.
 _WIDTH, _ROUNDS = 1000, 4
-# The terms of one call of the exhaustive kernel: a tenth of a second.
-_CALL_TERMS = 2e9
+# The terms of one call of the exhaustive kernel, and of the exchanges, which take longer for
+# each: a tenth of a second.
+_CALL_TERMS, _EXCHANGE_TERMS = 2e9, 2e8
 # Half a unit in the last place of float32, a little more than that, and the kernel's slices.
 _HALF_ULP, _SLICE = 1.001 * 2.0**-24, 512
 
@@ -77,7 +78,7 @@ def _exchanges(
     """The best exchange of each group and place, of no worth where it was stopped before."""
     costs = np.full(groups.shape, -np.inf)
     best = np.zeros((*groups.shape, instance.m), dtype=np.int32)
-    step = max(1, int(_CALL_TERMS / (instance.m * instance.columns.size)))
+    step = max(1, int(_EXCHANGE_TERMS / (instance.m * instance.columns.size)))
     for first in range(0, len(groups), step):
         if first and stopped():
             break
