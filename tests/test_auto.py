@@ -70,3 +70,16 @@ def test_available_memory_is_what_the_system_says(monkeypatch, tmp_path):
     assert memory.available() == 600000
     limit.write_text("max\n")
     assert memory.available() > 600000
+
+
+@pytest.mark.parametrize(
+    ("n", "m"), [(2, 4), (4, 8), (8, 16), (1, 2), (1, 4), (2, 8), (3, 5)], ids=str
+)
+def test_auto_keeps_no_less_than_the_published_methods(n, m):
+    # 30 rounds of each, where a round of auto is a sweep of moves and one of theirs no less work;
+    # a number that m does not divide, so that the last group is padded.
+    weights = np.random.default_rng(3).standard_normal((24, 6 * m - 1))
+    run = {"n": n, "m": m, "stop": MaxRounds(30), "threads": 1}
+    kept = solve(weights, **run).retained
+    for method in ("gyro", "ria", "swap", *(("stripe",) if m <= 8 else ())):
+        assert kept >= solve(weights, method=method, **run).retained, method
