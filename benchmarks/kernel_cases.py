@@ -173,17 +173,17 @@ def _group_values(
 
 
 def _row_moves(rng: np.random.Generator, rows: int, columns: int, tile: int) -> Case:
-    Z = np.zeros((rows + 1, columns), dtype=np.float32)
-    Z[:-1] = _uniform(rng, rows, columns)
+    S = _uniform(rng, rows, columns)
     tiles = rng.permutation(rows).astype(np.int32).reshape(-1, tile)
-    sums = row_sums(Z, tiles)
-    windows = np.arange(columns, dtype=np.int32)[None]
+    sums = row_sums(S, True, tiles)
+    windows = np.empty((0, 0), dtype=np.int32)
     noise, state = gumbel_noise(), np.array([1], dtype=np.uint64)
     moves, T = 20, len(tiles)
+    kept = columns // 2
     return Case(
         "row moves, annealed",
         f"{rows} x {columns}, V={tile}",
-        lambda: row_moves(Z, tiles, sums, windows, columns // 2, False, moves, 0.1, noise, state),
+        lambda: row_moves(S, True, tiles, sums, windows, kept, False, moves, 0.1, noise, state),
         float(moves * RELU_OPERATIONS * T * T * columns),
         0.0,
         "moves",

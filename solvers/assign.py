@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 
 from gyroperm.arguments import checked_integer, is_number
 from gyroperm.arrangement import Arrangement
-from gyroperm.problem import Problem
-from gyroperm.solvers.columns import arrange_columns, make_cell
+from gyroperm.solvers.columns import arrange_columns, make_cells
 from gyroperm.solvers.cooling import Phase
 from gyroperm.solvers.ragged import arrange_ragged, better, under_uniform_budget
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.rows import arrange_rows
+from gyroperm.solvers.scores import Scores
 from gyroperm.solvers.search import Search
 from gyroperm.solvers.vectors import (
     choose_vectors,
     columns_as_they_lie,
     rows_as_they_lie,
-    vector_scores,
 )
 from gyroperm.solvers.windows import arrange_windows
 
@@ -154,7 +153,8 @@ def _by_tiles(
         columns = columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]
         groups = _dealt_groups(search, [columns] * problem.tiles)
         return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
-    scores = _scores(problem, options)
+    power = options.power if problem.pattern.n < problem.pattern.m else 1.0
+    scores = Scores.of(problem.search_saliency, power)
     tile_rows = arrange_rows(
         search,
         scores,
@@ -164,8 +164,8 @@ def _by_tiles(
         patience=options.row_patience,
         stream=_ROWS,
     )
-    chosen = choose_vectors(problem, vector_scores(scores[:-1], tile_rows))
-    # As large as the weights, and no longer needed.
+    chosen = choose_vectors(problem, scores.sums(tile_rows))
+    # May be as large as the weights, and is no longer needed.
     del scores
     groups = _dealt_groups(search, chosen)
     return _with_columns(search, options, tile_rows, groups, anneal=options.anneal, least=least)
@@ -175,14 +175,6 @@ def _start(search: Search) -> Arrangement:
     from gyroperm.solvers.identity import identity_arrangement
 
     return search.initial or identity_arrangement(search.problem)
-
-
-def _scores(problem: Problem, options: AssignOptions) -> NDArray[np.float32]:
-    """What each weight counts at the vector level, (R + 1, C), the last row zero."""
-    power = options.power if problem.pattern.n < problem.pattern.m else 1.0
-    scores = np.zeros((problem.rows + 1, problem.columns), dtype=np.float32)
-    np.power(problem.search_saliency, np.float32(power), out=scores[:-1])
-    return scores
 
 
 def _dealt_groups(search: Search, chosen: list[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
@@ -210,7 +202,7 @@ def _with_columns(
         return arrange_ragged(search, options, tile_rows, groups, anneal=anneal, least=least)
     S = problem.search_saliency
     if pattern.n < pattern.m:
-        cells = [make_cell(S, rows, g) for rows, g in zip(tile_rows, groups, strict=True)]
+        cells = make_cells(S, tile_rows, groups, search.threads)
         arrange_columns(
             search,
             cells,

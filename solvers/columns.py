@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -115,6 +116,18 @@ def make_cell(
     """The cell of a tile that starts from given groups; all other columns are its pool."""
     pool = np.setdiff1d(np.arange(saliency.shape[1], dtype=np.int32), groups.reshape(-1))
     return Cell(tile_columns(saliency, rows), np.array(groups, order="C"), pool)
+
+
+def make_cells(
+    saliency: NDArray[np.float32],
+    tile_rows: NDArray[np.int32],
+    groups: Sequence[NDArray[np.int32]],
+    threads: int,
+) -> list[Cell]:
+    """The cells of all tiles, by :func:`make_cell`; together they are as large as the saliency."""
+    return parallel_map(
+        lambda tile: make_cell(saliency, *tile), zip(tile_rows, groups, strict=True), threads
+    )
 
 
 def arrange_columns(

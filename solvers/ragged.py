@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
-from gyroperm.solvers.columns import Cell, arrange_columns, groups_value, make_cell
+from gyroperm.solvers.columns import Cell, arrange_columns, groups_value, make_cell, make_cells
 from gyroperm.solvers.cooling import Phase
 from gyroperm.solvers.search import Search
 
@@ -94,12 +94,12 @@ def arrange_ragged(
     least : Arrangement, optional
         What the turns begin from where the first arrangement of the columns keeps less.
     """
-    layer = _layer(search.problem, tile_rows, groups)
+    layer = _layer(search, tile_rows, groups)
     tiles = list(range(search.problem.tiles))
     phase = options.column_phase(search, _FIRST, anneal=anneal)
     _move_columns(search, options, layer, tiles, phase, 0)
     if least is not None:
-        other = _layer(search.problem, least.tile_rows, least.groups)
+        other = _layer(search, least.tile_rows, least.groups)
         layer = other if other.value > layer.value else layer
     _spread_budget(search, options, layer, tiles, 0)
     for turn in range(1, _TURNS + 1 if anneal else 1):
@@ -130,10 +130,10 @@ class _Layer:
 
 
 def _layer(
-    problem: Problem, tile_rows: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]
+    search: Search, tile_rows: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]
 ) -> _Layer:
-    S = problem.search_saliency
-    cells = [make_cell(S, rows, g) for rows, g in zip(tile_rows, groups, strict=True)]
+    problem = search.problem
+    cells = make_cells(problem.search_saliency, tile_rows, groups, search.threads)
     for cell in cells:
         cell.value = groups_value(cell.X, cell.groups, problem.pattern.n)
     return _Layer(tile_rows.copy(), cells)

@@ -10,39 +10,94 @@ from numpy.typing import NDArray
 
 from gyroperm.problem import Problem
 from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
-from gyroperm.solvers.kernels.rows import row_moves, row_sums
+from gyroperm.solvers.kernels.rows import row_moves
 from gyroperm.solvers.parallel import parallel_map
+from gyroperm.solvers.scores import Scores
 from gyroperm.solvers.search import Search
 
 # A call takes at most so many moves, and no more than fit in about 20 ms: long enough to hide
-# the call, short enough to look at the clock. A gain costs C / 20 ns, a sum about 5 ns a column.
+# the call, short enough to look at the clock. A gain costs C / 20 ns, a sum about 2 ns a column.
 _MOST_MOVES = 20
 _CALL_NS = 20_000_000
+# Tiles are dealt into parts of about so many if the sums of a part have so many entries at least:
+# a part is worth a thread, and assigns among its own tiles, which takes less time a row.
+_PART_TILES = 16
+_PART_ENTRIES = 1 << 15
 
 
-@dataclass
+@dataclass(eq=False)
 class _Block:
-    """The tiles of one block of rows: what :func:`row_moves` works on."""
+    """The tiles of one block of rows, and their sums."""
 
     tiles: NDArray[np.int32]
     sums: NDArray[np.float64]
     windows: NDArray[np.int32]
     kept: int
-    columns: int
-    state: NDArray[np.uint64]
+    shared: bool
+    random: np.random.Generator
     thermostat: Thermostat = field(default_factory=Thermostat)
+    stale: int = 0
+
+    def deal(self) -> list[_Part]:
+        """The tiles at random in parts, the same on any machine; all in one if that is small."""
+        T, C = self.sums.shape
+        count = 1 if self.shared else max(1, min(T // _PART_TILES, T * C // _PART_ENTRIES))
+        chosen = np.array_split(self.random.permutation(T), count)
+        states = self.random.integers(0, 2**64, size=(count, 1), dtype=np.uint64)
+        return [
+            _Part(self, mine, self.tiles[mine], self.sums[mine], state)
+            for mine, state in zip(chosen, states, strict=True)
+        ]
+
+    def collect(self, parts: list[_Part]) -> None:
+        """Take over what the parts did."""
+        for part in parts:
+            self.tiles[part.chosen] = part.tiles
+            self.sums[part.chosen] = part.sums
+            self.thermostat.count(part.moved, part.moves * len(part.tiles))
+        fewest = min(part.stale for part in parts)
+        most = min(part.moves for part in parts)
+        self.stale = self.stale + most if fewest >= most else fewest
+
+
+@dataclass(eq=False)
+class _Part:
+    """Some tiles of a block, whose rows are exchanged among them: what a thread works on."""
+
+    block: _Block
+    chosen: NDArray[np.intp]
+    tiles: NDArray[np.int32]
+    sums: NDArray[np.float64]
+    state: NDArray[np.uint64]
+    moved: int = 0
     stale: int = 0
 
     @property
     def moves(self) -> int:
         """The moves of one call, the same on any machine."""
-        T, C = len(self.tiles), self.columns
-        return min(_MOST_MOVES, max(1, int(_CALL_NS / (T * C * (T / 20 + 5)))))
+        T, C = self.sums.shape
+        return min(_MOST_MOVES, max(1, int(_CALL_NS / (T * C * (T / 20 + 2)))))
+
+    def run(self, scores: Scores, temperature: float, noise: NDArray[np.float32]) -> None:
+        block = self.block
+        self.stale, self.moved = row_moves(
+            scores.values,
+            scores.squared,
+            self.tiles,
+            self.sums,
+            block.windows,
+            block.kept,
+            block.shared,
+            self.moves,
+            temperature,
+            noise,
+            self.state,
+        )
 
 
 def arrange_rows(
     search: Search,
-    scores: NDArray[np.float32],
+    scores: Scores,
     tile_rows: NDArray[np.int32],
     col_order: NDArray[np.int32] | None,
     *,
@@ -55,9 +110,8 @@ def arrange_rows(
     Parameters
     ----------
     search : Search
-    scores : ndarray of float32, shape (R + 1, C)
-        What each weight counts at the vector level; the last row, of zeros, stands for virtual
-        rows.
+    scores : Scores
+        What each weight counts.
     tile_rows : ndarray of int32, shape (T, V)
         Where to start; -1 for virtual rows.
     col_order : ndarray of int32 or None
@@ -80,30 +134,20 @@ def arrange_rows(
         for b, count in enumerate(problem.block_tiles)
         if count > 1 and problem.tile_size > 1
     ]
-    shared = problem.pattern.allocation == "global"
     noise = gumbel_noise()
 
-    def run(block: _Block, annealed: bool) -> None:
-        stale, moved = row_moves(
-            scores,
-            block.tiles,
-            block.sums,
-            block.windows,
-            block.kept,
-            shared,
-            block.moves,
-            block.thermostat.temperature if annealed else 0.0,
-            noise,
-            block.state,
-        )
-        block.thermostat.count(moved, block.moves * len(block.tiles))
-        block.stale = block.stale + block.moves if stale >= block.moves else stale
+    def run(part: _Part, annealed: bool) -> None:
+        temperature = part.block.thermostat.temperature if annealed else 0.0
+        part.run(scores, temperature, noise)
 
     active = blocks
     while active and (target := phase.next_target()) is not None:
-        parallel_map(partial(run, annealed=target > 0.0), active, search.threads)
+        dealt = [block.deal() for block in active]
+        parts = [part for mine in dealt for part in mine]
+        parallel_map(partial(run, annealed=target > 0.0), parts, search.threads)
         search.record()
-        for block in active:
+        for block, mine in zip(active, dealt, strict=True):
+            block.collect(mine)
             block.thermostat.steer(target)
         if target == 0.0:
             active = [block for block in active if block.stale < patience]
@@ -113,7 +157,7 @@ def arrange_rows(
 def _block(
     problem: Problem,
     b: int,
-    scores: NDArray[np.float32],
+    scores: Scores,
     tile_rows: NDArray[np.int32],
     col_order: NDArray[np.int32] | None,
     random: np.random.Generator,
@@ -129,11 +173,11 @@ def _block(
         windows = order.reshape(-1, problem.pattern.window)
         kept = problem.pattern.kept_per_window
     else:
-        windows = np.arange(problem.columns, dtype=np.int32)[None]
+        windows = np.empty((0, 0), dtype=np.int32)
         kept = min(problem.kept_columns, problem.columns)
-    if problem.pattern.allocation == "global":
+    shared = problem.pattern.allocation == "global"
+    if shared:
         share = problem.kept_rows[b] / sum(problem.kept_rows)
         kept = min(round(problem.total_groups * problem.pattern.m * share), count * problem.columns)
-    state = random.integers(0, 2**64, size=1, dtype=np.uint64)
-    sums = row_sums(scores, tiles)
-    return _Block(tiles, sums, np.ascontiguousarray(windows), kept, problem.columns, state)
+    windows = np.ascontiguousarray(windows)
+    return _Block(tiles, scores.sums(tiles), windows, kept, shared, random)

@@ -19,6 +19,7 @@ from gyroperm.solvers.identity import identity_arrangement
 from gyroperm.solvers.kernels.windows import choose_again, window_moves
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.rows import arrange_rows
+from gyroperm.solvers.scores import Scores
 from gyroperm.solvers.search import Search
 from gyroperm.solvers.vectors import (
     choose_vectors,
@@ -64,8 +65,7 @@ def arrange_windows(search: Search, options: AssignOptions) -> Arrangement:
 def _by_scores(search: Search, options: AssignOptions) -> Arrangement:
     """Arrange rows and the shared order in turns; the best turn's vectors of the largest sums."""
     problem = search.problem
-    scores = np.zeros((problem.rows + 1, problem.columns), dtype=np.float32)
-    scores[:-1] = problem.search_saliency
+    scores = Scores.of(problem.search_saliency, 1.0)
     anneal = options.anneal and search.initial is None
     tile_rows, order = rows_as_they_lie(problem), columns_as_they_lie(problem)
     if search.initial is not None:
@@ -86,7 +86,7 @@ def _by_scores(search: Search, options: AssignOptions) -> Arrangement:
             patience=options.row_patience,
             stream=4 * turn + _ROWS,
         )
-        cells = _window_cells(problem, vector_scores(scores[:-1], tile_rows), order)
+        cells = _window_cells(problem, scores.sums(tile_rows), order)
         arrange_columns(
             search,
             cells,
