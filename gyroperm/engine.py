@@ -331,6 +331,8 @@ def _run(
         search = Search(problem, seed=seed, threads=threads, stop=stop, initial=start, progress=bar)
         found = method.solve(search, options)
         seconds = search.seconds
+    # As large as the weights; measuring takes as much again.
+    problem.free_search_saliency()
     # Whoever registers a method hears of a wrong answer, also of one that keeps little.
     found.check(problem)
     # A method may end below where it began; what is returned never does.

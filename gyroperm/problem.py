@@ -80,3 +80,7 @@ class Problem(Geometry):
         """
         exponent = math.frexp(float(self.saliency.max()))[1]
         return np.ascontiguousarray(np.ldexp(self.saliency, -exponent), dtype=np.float32)
+
+    def free_search_saliency(self) -> None:
+        """Give back the memory of :attr:`search_saliency`; who asks for it again computes it."""
+        self.__dict__.pop("search_saliency", None)

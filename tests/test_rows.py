@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gyroperm import MaxRounds, Pattern, solve
+from gyroperm import MaxRounds, Pattern, measures, solve
 from gyroperm.problem import Problem
 from gyroperm.solvers import rows
 from gyroperm.solvers.cooling import Phase, gumbel_noise
@@ -150,3 +150,17 @@ def test_a_layer_in_parts_is_solved_alike_by_any_number_of_threads(monkeypatch):
     for other in others:
         assert other.retained == one.retained
         assert np.array_equal(other.tile_rows, one.tile_rows)
+
+
+def test_measuring_does_not_hold_the_saliency_of_the_search(monkeypatch):
+    """At the end of a solve a second float32 matrix would be on top of what measuring takes."""
+    held = []
+    reference = measures.reference
+    monkeypatch.setattr(
+        measures,
+        "reference",
+        lambda problem, mask: held.append(vars(problem)) or reference(problem, mask),
+    )
+    solve(saliency(16, 32), method="assign", vec_ratio=0.5, vec_size=4, stop=MaxRounds(2))
+    assert len(held) == 1
+    assert "search_saliency" not in held[0]
