@@ -69,7 +69,7 @@ class AssignOptions:
     column_rounds: int = 60
     row_share: float = 0.3
     patience: int = 30
-    block_groups: int = 384
+    block_groups: int = 512
     power: float = 2.0
 
     def __post_init__(self) -> None:
