@@ -42,9 +42,12 @@ class Criterion:
     ----------
     timed : bool
         Whether a clock is among what decides.
+    counted : bool
+        Whether a number of rounds is.
     """
 
     timed: bool = False
+    counted: bool = False
 
     def __call__(self, state: SearchState) -> bool:
         """Whether to stop now."""
@@ -53,6 +56,10 @@ class Criterion:
     def progress(self, state: SearchState) -> float | None:
         """How much of what is allowed is used up, in [0, 1]; None if that cannot be told."""
         return None
+
+    def seconds_allowed(self) -> float:
+        """The seconds that are allowed; infinite where they are not counted."""
+        return math.inf
 
     def __or__(self, other: Stop) -> Criterion:
         return AnyOf(self, other)
@@ -69,6 +76,10 @@ def _known_progress(criteria: tuple[Stop, ...], state: SearchState) -> list[floa
     return [progress for progress in given if progress is not None]
 
 
+def _any_is(criteria: tuple[Stop, ...], what: str) -> bool:
+    return any(getattr(c, what) for c in criteria if isinstance(c, Criterion))
+
+
 def _share(used: float, allowed: float) -> float:
     return min(1.0, used / allowed) if allowed > 0 else 1.0
 
@@ -78,7 +89,8 @@ class AnyOf(Criterion):
 
     def __init__(self, *criteria: Stop) -> None:
         self.criteria = criteria
-        self.timed = any(isinstance(c, Criterion) and c.timed for c in criteria)
+        self.timed = _any_is(criteria, "timed")
+        self.counted = _any_is(criteria, "counted")
 
     def __call__(self, state: SearchState) -> bool:
         return any(criterion(state) for criterion in self.criteria)
@@ -87,13 +99,18 @@ class AnyOf(Criterion):
         known = _known_progress(self.criteria, state)
         return max(known) if known else None
 
+    def seconds_allowed(self) -> float:
+        """The fewest that one of the criteria allows."""
+        return min(map(seconds_allowed, self.criteria))
+
 
 class AllOf(Criterion):
     """Stop when all of the criteria would."""
 
     def __init__(self, *criteria: Stop) -> None:
         self.criteria = criteria
-        self.timed = any(isinstance(c, Criterion) and c.timed for c in criteria)
+        self.timed = _any_is(criteria, "timed")
+        self.counted = _any_is(criteria, "counted")
 
     def __call__(self, state: SearchState) -> bool:
         return all(criterion(state) for criterion in self.criteria)
@@ -101,6 +118,10 @@ class AllOf(Criterion):
     def progress(self, state: SearchState) -> float | None:
         known = _known_progress(self.criteria, state)
         return min(known) if len(known) == len(self.criteria) else None
+
+    def seconds_allowed(self) -> float:
+        """The most that one of the criteria allows."""
+        return max(map(seconds_allowed, self.criteria))
 
 
 class TimeLimit(Criterion):
@@ -118,9 +139,15 @@ class TimeLimit(Criterion):
         # No share of forever is ever used up; a method then keeps its own pace.
         return None if math.isinf(self.seconds) else _share(state.seconds, self.seconds)
 
+    def seconds_allowed(self) -> float:
+        """The limit."""
+        return self.seconds
+
 
 class MaxRounds(Criterion):
     """Stop after so many rounds; the same number gives the same answer on any machine."""
+
+    counted = True
 
     def __init__(self, rounds: int) -> None:
         self.rounds = checked_integer("rounds", rounds, 0)
@@ -135,6 +162,8 @@ class MaxRounds(Criterion):
 class NoImprovement(Criterion):
     """Stop after so many rounds in a row that brought nothing."""
 
+    counted = True
+
     def __init__(self, rounds: int) -> None:
         self.rounds = checked_integer("rounds", rounds, 1)
 
@@ -144,10 +173,4 @@ class NoImprovement(Criterion):
 
 def seconds_allowed(stop: Stop | None) -> float:
     """The seconds that a criterion allows; infinite where it does not count them."""
-    if isinstance(stop, TimeLimit):
-        return stop.seconds
-    if isinstance(stop, AnyOf):
-        return min(map(seconds_allowed, stop.criteria))
-    if isinstance(stop, AllOf):
-        return max(map(seconds_allowed, stop.criteria))
-    return math.inf
+    return stop.seconds_allowed() if isinstance(stop, Criterion) else math.inf

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from gyroperm.arguments import checked_integer, is_number
 from gyroperm.arrangement import Arrangement
-from gyroperm.solvers.columns import arrange_columns, make_cells
+from gyroperm.solvers.chains import best_of_chains, chains_in
+from gyroperm.solvers.columns import (
+    Cell,
+    arrange_columns,
+    begins_in_one_block,
+    make_cells,
+    tile_columns,
+)
 from gyroperm.solvers.cooling import Phase
 from gyroperm.solvers.ragged import arrange_ragged, better, under_uniform_budget
 from gyroperm.solvers.registry import register
@@ -151,6 +158,9 @@ def _by_tiles(
     if problem.pattern.is_plain:
         # One tile, all columns kept: there is no vector level, and no scores are needed.
         columns = columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]
+        one_block = begins_in_one_block(len(columns) // problem.pattern.m, options.block_groups)
+        if options.anneal and search.by_clock and problem.tiles == 1 and one_block:
+            return _in_chains(search, options, tile_rows, columns)
         groups = _dealt_groups(search, [columns] * problem.tiles)
         return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
     power = options.power if problem.pattern.n < problem.pattern.m else 1.0
@@ -169,6 +179,40 @@ def _by_tiles(
     del scores
     groups = _dealt_groups(search, chosen)
     return _with_columns(search, options, tile_rows, groups, anneal=options.anneal, least=least)
+
+
+def _in_chains(
+    search: Search,
+    options: AssignOptions,
+    tile_rows: NDArray[np.int32],
+    columns: NDArray[np.int32],
+) -> Arrangement:
+    """Plain N:M with one column order: the best of chains that are annealed apart.
+
+    A sweep of few groups is a single block, which occupies one thread; chains occupy all.
+    """
+    problem = search.problem
+    n, m = problem.pattern.n, problem.pattern.m
+    X = tile_columns(problem.search_saliency, tile_rows[0])
+    pool = np.zeros(0, dtype=np.int32)
+
+    def run(chain: Search) -> tuple[float, NDArray[np.int32]]:
+        groups = chain.random(_DEAL, 0).permutation(columns).reshape(-1, m)
+        cell = Cell(X, groups, pool.copy())
+        arrange_columns(
+            chain,
+            [cell],
+            n,
+            phase=options.column_phase(chain, 1.0, anneal=True),
+            patience=options.patience,
+            block_groups=options.block_groups,
+            stream=_COLUMNS,
+        )
+        return cell.value, cell.groups
+
+    in_a_row = chains_in(search.seconds_left, len(columns) // m, X.shape[1])
+    _, groups = best_of_chains(search, in_a_row, run)
+    return Arrangement(tile_rows, (groups,), groups.reshape(-1))
 
 
 def _start(search: Search) -> Arrangement:

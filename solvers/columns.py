@@ -215,6 +215,11 @@ def _run(
     return jobs
 
 
+def begins_in_one_block(groups: int, block_groups: int) -> bool:
+    """Whether a sweep against a clock begins with all groups in one block, on one thread."""
+    return groups <= min(block_groups, _FIRST_BLOCK)
+
+
 class _SweepSize:
     """How much a sweep does: the groups of a block and the length of a kernel call.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Search:
         self.proof: tuple[float, str] | None = None
         self._stop = stop
         self._bar = progress
+        self._lock = Lock()
         self._rounds = 0
         self._stale = 0
         self._begin = time.perf_counter()
@@ -172,8 +174,62 @@ class Search:
             problem, seed=self.seed, threads=self.threads, stop=_Apart(self, self._stop, haste)
         )
 
+    @property
+    def by_clock(self) -> bool:
+        """Whether a clock alone sets the pace, and no number of rounds stands for an answer."""
+        counted = getattr(self._stop, "counted", False)
+        return self.timed and not counted and self.progress() is not None
+
+    def chain(self, index: int, begin: float, end: float) -> Search:
+        """One of several independent searches that divide up this one, and run side by side.
+
+        It has random streams of its own, one thread, and the time in which :attr:`progress` of
+        this search goes from ``begin`` to ``end``; its rounds count as rounds of this one too.
+        """
+        return _Chain(self, index, _Stretch(self, begin, end))
+
     def _state(self) -> SearchState:
         return SearchState(self.seconds, self._rounds, self.best, self._stale)
+
+
+# The first number of the random streams of a chain, which no other stream begins with.
+_CHAIN = 1 << 20
+
+
+class _Chain(Search):
+    """See :meth:`Search.chain`."""
+
+    def __init__(self, whole: Search, index: int, stop: Criterion) -> None:
+        super().__init__(whole.problem, seed=whole.seed, stop=stop)
+        self._whole = whole
+        self._index = index
+
+    def random(self, *stream: int) -> np.random.Generator:
+        return self._whole.random(_CHAIN, self._index, *stream)
+
+    def record(self, retained: float | None = None) -> None:
+        super().record(retained)
+        with self._whole._lock:
+            self._whole.record(retained)
+
+
+class _Stretch(Criterion):
+    """Stop with another search, or when its progress comes to where a stretch of it ends."""
+
+    timed = True
+
+    def __init__(self, whole: Search, begin: float, end: float) -> None:
+        self._whole = whole
+        self._begin, self._end = begin, end
+
+    def __call__(self, state: SearchState) -> bool:
+        return self._whole.stopped() or self.progress(state) >= 1.0
+
+    def progress(self, state: SearchState) -> float:
+        now = self._whole.progress()
+        if now is None or now >= self._end:
+            return 1.0
+        return max(0.0, (now - self._begin) / (self._end - self._begin))
 
 
 class _Share(Criterion):
@@ -183,6 +239,7 @@ class _Share(Criterion):
         self.stop = stop
         self.share = share
         self.timed = isinstance(stop, Criterion) and stop.timed
+        self.counted = isinstance(stop, Criterion) and stop.counted
 
     def __call__(self, state: SearchState) -> bool:
         progress = self.progress(state)
@@ -193,6 +250,9 @@ class _Share(Criterion):
             return None
         progress = self.stop.progress(state)
         return None if progress is None else min(1.0, progress / self.share)
+
+    def seconds_allowed(self) -> float:
+        return self.share * seconds_allowed(self.stop)
 
 
 class _Apart(Criterion):
@@ -206,6 +266,7 @@ class _Apart(Criterion):
         self._stop = stop
         self._haste = haste
         self.timed = isinstance(stop, Criterion) and stop.timed
+        self.counted = isinstance(stop, Criterion) and stop.counted
 
     def __call__(self, state: SearchState) -> bool:
         return self._search.stopped() or self.progress(state) == 1.0
@@ -214,3 +275,6 @@ class _Apart(Criterion):
         if not isinstance(self._stop, Criterion):
             return None
         return self._stop.progress(replace(state, seconds=self._haste * state.seconds))
+
+    def seconds_allowed(self) -> float:
+        return seconds_allowed(self._stop) / self._haste

@@ -27,7 +27,8 @@ def problem(rows, columns, pattern):
         ((384, 384), Pattern.nm(4, 4), TimeLimit(30), "assign"),
         ((384, 384), Pattern.hinm(vec_size=32), TimeLimit(30), "assign"),
         ((384, 1536), Pattern.nm(2, 4), TimeLimit(30), "assign"),
-        ((128, 64), Pattern.nm(2, 4), TimeLimit(3), "dive"),
+        ((128, 64), Pattern.nm(2, 4), TimeLimit(3), "assign"),
+        ((128, 64), Pattern.nm(2, 4), TimeLimit(5), "dive"),
     ],
 )
 def test_the_method_follows_the_time_and_the_size(shape, pattern, stop, method):
@@ -37,9 +38,9 @@ def test_the_method_follows_the_time_and_the_size(shape, pattern, stop, method):
 def test_auto_says_which_method_ran():
     weights = np.random.default_rng(0).random((16, 16))
     assert solve(weights).method == "assign"
-    assert solve(weights, time_limit=2.5).method == "dive"
+    assert solve(weights, time_limit=4.5).method == "dive"
     # Options are those of assign.
-    assert solve(weights, time_limit=2.5, options={"column_rounds": 1}).method == "assign"
+    assert solve(weights, time_limit=4.5, options={"column_rounds": 1}).method == "assign"
 
 
 def test_the_seconds_that_criteria_allow():
