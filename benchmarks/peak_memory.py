@@ -64,10 +64,10 @@ def make_here(run: Run, *, threads: int | None, longest: float) -> dict[str, Any
     measured = runner.make(run)
     if measured is None:
         raise RuntimeError(runner.failures[0].error)
-    return {"figures": measured.figures, "cut": measured.cut, "peak_bytes": _peak_bytes()}
+    return {"figures": measured.figures, "cut": measured.cut, "peak_bytes": peak_bytes()}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The peak resident memory of this process so far."""
     try:
         # Not ru_maxrss, where Linux has this: that one is kept when a process becomes another
