@@ -37,6 +37,7 @@ class ExactOptions(StartOptions):
 
     barred: ClassVar[tuple[str, ...]] = ("exact",)
 
+    start_share: float = 0.1
     max_groups: int = 1_000_000
 
     def __post_init__(self) -> None:

@@ -188,3 +188,19 @@ def test_no_partition_breaks_a_subset_row_cut():
         other = int(np.flatnonzero((groups == rest).all(axis=1))[0])
         assert (uses[i].astype(int) + uses[other] <= 1).all()
     assert uses.sum(axis=1).min() == uses.sum(axis=1).max() == math.comb(4, 3) + 6 * 4
+
+
+def test_branching_begins_at_once_where_few_groups_are_left(monkeypatch):
+    from gyroperm.solvers.partition import proof
+
+    followed = []
+    follow = proof.follow
+    monkeypatch.setattr(proof, "follow", lambda *a, **k: followed.append(1) or follow(*a, **k))
+    weights = np.random.default_rng(3).random((32, 24))
+    at_once = solve(weights, method="exact", seed=0)
+    assert not followed
+    monkeypatch.setattr(proof, "_FEW", 1)
+    by_diving = solve(weights, method="exact", seed=0)
+    assert followed
+    assert at_once.status == by_diving.status == "optimal"
+    assert at_once.retained == pytest.approx(by_diving.retained)

@@ -27,6 +27,9 @@ _HALVINGS = 8
 # Of the time after the relaxation, what goes into a better partition first; and after how many
 # parts in a row without improvement that ends.
 _SHARE, _PATIENCE = 0.3, 20
+# That is left out where no more than so many groups can be in a better one, which is looked at
+# where there are few enough groups to price them all in hundredths of a second.
+_FEW, _SOON_PRICED = 5000, 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +100,17 @@ def prove(
     relaxed = Proof(max(certificate.bound, value), RELAXATION, best, value)
     if not branch or clock.stopped() or certificate.bound <= value:
         return relaxed
-    best = follow(
-        instance,
-        master,
-        best,
-        certificate.u,
-        patience=_PATIENCE,
-        clock=Clock(_SHARE * clock.left, clock.stopped),
-        random=random,
-        record=record,
-    )
+    if not _is_nearly_closed(instance, certificate, value, clock):
+        best = follow(
+            instance,
+            master,
+            best,
+            certificate.u,
+            patience=_PATIENCE,
+            clock=Clock(_SHARE * clock.left, clock.stopped),
+            random=random,
+            record=record,
+        )
     value = math.fsum(instance.values(best))
     relaxed = replace(relaxed, best=best, value=value)
     prices, depth, left = _listed(instance, certificate, value, max_groups, threads, clock)
@@ -123,6 +127,24 @@ def prove(
     closing.run(clock, record)
     kind = BRANCHING if closing.bound < certificate.bound else RELAXATION
     return Proof(max(closing.bound, closing.value), kind, closing.best, closing.value, left)
+
+
+def _is_nearly_closed(
+    instance: Instance, certificate: Certificate, value: float, clock: Clock
+) -> bool:
+    """Whether so few groups could be in a better partition that branching finds it as fast."""
+    if instance.group_count > _SOON_PRICED:
+        return False
+    gap = certificate.bound - value
+    prices = all_prices(
+        instance,
+        certificate.u,
+        threshold=-gap,
+        capacity=_FEW,
+        threads=1,
+        stopped=clock.stopped,
+    )
+    return prices is not None and prices.complete
 
 
 def _listed(
