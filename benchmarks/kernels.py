@@ -141,7 +141,7 @@ def kernels_text(found: dict[str, Any], earlier: dict[str, Any] | None = None) -
             row.append("-" if known is None else f"{100 * known:.3g} %")
         rows.append(row)
     return (
-        f"ceiling of a core: {terms:.1f} G terms/s (subtract, maximum, add, in registers), "
+        f"ceiling of a core: {terms:.1f} G terms/s (maximum and addition, in registers), "
         f"{memory:.1f} GB/s read and written by a copy\n\n{format_table(headers, rows)}"
     )
 

@@ -74,7 +74,7 @@ class AssignOptions:
     row_cold: float = 0.02
     row_rounds: int = 50
     column_rounds: int = 60
-    row_share: float = 0.3
+    row_share: float = 0.2
     patience: int = 30
     block_groups: int = 512
     power: float = 2.0

@@ -27,6 +27,9 @@ _BATCH = 16
 # only if all fit in 64 MiB.
 _ROWS_TO_KEEP = 96
 _KNOWN_GAINS = 1 << 24
+# Columns of a pool whose square sum is below this part of the least that would be kept by it are
+# offered in one sweep of so many only: after long searches no tile kept a column below 0.88.
+_UNLIKELY, _WHOLE_POOL = 0.8, 10
 # With time for fewer moves of every group, descending alone keeps more than annealing.
 _WORTH_ANNEALING = 1000
 # Against a clock, sweeps begin with calls and blocks of this size, and grow where a sweep takes
@@ -57,6 +60,7 @@ class Cell:
     known: NDArray[np.float32] = field(init=False)
     fresh: NDArray[np.bool_] = field(init=False)
     _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
+    _squares: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         self._keep(0)
@@ -69,6 +73,19 @@ class Cell:
     def keep_gains(self) -> None:
         """Make room for the gains of all columns at all places."""
         self._keep(len(self.groups))
+
+    def offered(self, sweep: int) -> NDArray[np.intp]:
+        """The places of the pool whose columns a sweep offers: most of the time the likely ones.
+
+        Which columns are worth keeping is nearly settled by the squares of their saliencies, which
+        count the large ones, those that survive n of m, for more.
+        """
+        if sweep % _WHOLE_POOL == _WHOLE_POOL - 1 or not len(self.pool):
+            return np.arange(len(self.pool))
+        if self._squares is None:
+            self._squares = np.einsum("cr,cr->c", self.X, self.X)
+        least = np.partition(self._squares, -self.groups.size)[-self.groups.size]
+        return np.flatnonzero(self._squares[self.pool] >= _UNLIKELY * least)
 
     def gains_to_keep(
         self, chosen: NDArray[np.intp], spare: int
@@ -185,7 +202,7 @@ def arrange_columns(
         jobs = [
             job
             for cell in active
-            for job in _deal(cell, size, search.random(stream, 1, index[id(cell)], sweep))
+            for job in _deal(cell, size, sweep, search.random(stream, 1, index[id(cell)], sweep))
         ]
         done = _run(search, jobs, n, target > 0.0, noise)
         _collect(done)
@@ -311,11 +328,11 @@ class _Job:
         self.value = groups_value(self.cell.X, self.groups, n)
 
 
-def _deal(cell: Cell, size: _SweepSize, random: np.random.Generator) -> list[_Job]:
+def _deal(cell: Cell, size: _SweepSize, sweep: int, random: np.random.Generator) -> list[_Job]:
     G = len(cell.groups)
     count = -(-G // size.block)
     groups = np.array_split(random.permutation(G), count)
-    pools = np.array_split(random.permutation(len(cell.pool)), count)
+    pools = np.array_split(random.permutation(cell.offered(sweep)), count)
     states = random.integers(0, 2**64, size=(count, 1), dtype=np.uint64)
     return [
         _Job(cell, chosen, cell.groups[chosen], places, cell.pool[places], state, size.call_ns)

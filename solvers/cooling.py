@@ -7,18 +7,22 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.solvers.kernels.grouping import NOISE_STRIP
 from gyroperm.solvers.search import Search
 
 
 def gumbel_noise() -> NDArray[np.float32]:
-    """4096 equally likely values of the standard Gumbel distribution, centred, float32.
+    """4096 equally likely values of the standard Gumbel distribution, centred, float32, shuffled.
 
     Adding Gumbel noise of scale t to scores and taking the maximum draws from their softmax at
-    temperature t (Gumbel 1954; Maddison et al., A* Sampling, NeurIPS 2014).
+    temperature t (Gumbel 1954; Maddison et al., A* Sampling, NeurIPS 2014). The first values are
+    repeated at the end, so that a strip of them can begin at any of the 4096 places.
     """
     quantiles = (np.arange(4096) + 0.5) / 4096
     values = -np.log(-np.log(quantiles))
-    return (values - values.mean()).astype(np.float32)
+    # The order is one and the same always; where a strip begins is each search's own chance.
+    shuffled = np.random.default_rng(0).permutation(values - values.mean())
+    return np.concatenate([shuffled, shuffled[:NOISE_STRIP]]).astype(np.float32)
 
 
 # How fast a thermostat follows, and the most it changes in a round.

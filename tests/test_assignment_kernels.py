@@ -105,7 +105,7 @@ def test_known_gains_are_those_of_the_product(data):
 def test_a_dual_threshold_lies_between_the_last_kept_and_the_next(values, data):
     count = data.draw(st.integers(1, len(values) + 2))
     vector = np.array(values)
-    level = dual_threshold(vector, count)
+    level = dual_threshold(vector, count, data.draw(st.floats(-1.0, 2e6), label="guess"))
     assert vector.tolist() == values, "the vector is left as it was"
     ordered = sorted(values, reverse=True)
     assert top_threshold(vector, count) == (ordered[count - 1] if count < len(values) else 0.0)

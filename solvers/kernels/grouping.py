@@ -10,6 +10,8 @@ from gyroperm.solvers.kernels.gain import relu_gain
 from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 from gyroperm.solvers.kernels.random import random_below, random_bits
 
+# Gains that take their noise from one place.
+NOISE_STRIP = 64
 # A move offers at most so many columns of the pool for every open place.
 _DRAWN = 1
 
@@ -151,16 +153,23 @@ def gain_spreads(gain, spread):  # type: ignore[no-untyped-def]
 
 @fast_kernel
 def add_noise(gain, spread, temperature, noise, state):  # type: ignore[no-untyped-def]
-    """Add ``temperature * spread[a] * noise[random]`` to every gain; noise has 4096 entries."""
+    """Add ``temperature * spread[a] * noise`` to every gain; noise is that of ``gumbel_noise``.
+
+    Each strip of a slot's gains takes as many values in a row, from a random place of the shuffled
+    noise: a draw for each gain would take longer than the gains themselves.
+    """
     G, A = gain.shape
+    places = np.uint64(len(noise) - NOISE_STRIP)
     scale = np.float32(temperature)
-    bits = np.uint64(0)
     for g in range(G):
-        for a in range(A):
-            if a % 5 == 0:
-                bits = random_bits(state)
-            gain[g, a] += scale * spread[a] * noise[np.int64(bits & np.uint64(4095))]
-            bits >>= np.uint64(12)
+        for first in range(0, A, NOISE_STRIP):
+            last = min(A, first + NOISE_STRIP)
+            begin = np.int64(random_bits(state) % places)
+            own = gain[g, first:last]
+            drawn = noise[begin : begin + last - first]
+            spreads = spread[first:last]
+            for a in range(last - first):
+                own[a] += scale * spreads[a] * drawn[a]
 
 
 @kernel
@@ -233,7 +242,7 @@ def assignment_moves(X, groups, pool, n, moves, temperature, noise, ids, known, 
     Gains change only where a group does. While most stay, it pays to keep them: see
     :func:`known_gains`; with ``known`` of no groups every move computes all it needs.
 
-    X (C + 1, R) float32; groups (G, m) int32; pool (D,) int32; noise (4096,) float32; ids (G,)
+    X (C + 1, R) float32; groups (G, m) int32; pool (D,) int32; noise (4160,) float32; ids (G,)
     int64, known and fresh as in :func:`known_gains`. Returns the value gained (only known at
     temperature 0), the last moves in a row that brought nothing, and how many columns went
     elsewhere than they came from.

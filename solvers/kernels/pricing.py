@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.gain import relu_gain
+from gyroperm.solvers.kernels.gain import relu_gain_by_terms
 from gyroperm.solvers.kernels.grouping import (
     group_value,
     insert_top,
@@ -115,7 +115,7 @@ def price_groups(X, u, n, m, start, count, inflation, threshold, best, champions
                 fixed[b] = kept - paid - u[begin + b]
             width = C - begin - 1
             block_gain = gain[: block * width].reshape(block, width)
-            relu_gain(X[begin + 1 :], Q[:block], block_gain)
+            relu_gain_by_terms(X[begin + 1 :], Q[:block], block_gain)
             for b in range(block):
                 k = begin + b
                 k_best = -np.inf
@@ -164,7 +164,7 @@ def price_exchanges(X, u, groups, n, costs, best):  # type: ignore[no-untyped-de
         for p in range(m):
             threshold_without(X, members, p, n, Q[p])
             value -= u[members[p]]
-        relu_gain(X, Q, gain)
+        relu_gain_by_terms(X, Q, gain)
         for k in range(m):
             for p in range(m):
                 gain[p, members[k]] -= np.float32(1e30) if k != p else np.float32(0)
