@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gyroperm.arguments import checked_integer, is_number
 from gyroperm.arrangement import Arrangement
-from gyroperm.solvers.chains import best_of_chains, chains_in
+from gyroperm.solvers.chains import best_of_chains, chains_in, two_level_chains_in
 from gyroperm.solvers.columns import (
     Cell,
     arrange_columns,
@@ -29,6 +29,7 @@ from gyroperm.solvers.vectors import (
     choose_vectors,
     columns_as_they_lie,
     rows_as_they_lie,
+    tile_values,
 )
 from gyroperm.solvers.windows import arrange_windows
 
@@ -163,6 +164,19 @@ def _by_tiles(
             return _in_chains(search, options, tile_rows, columns)
         groups = _dealt_groups(search, [columns] * problem.tiles)
         return _with_columns(search, options, tile_rows, groups, anneal=options.anneal)
+    if options.anneal and least is None and search.by_clock:
+        in_a_row = two_level_chains_in(search.seconds_left, problem)
+        if in_a_row > 1:
+            return _in_two_level_chains(search, options, in_a_row)
+    return _rows_then_columns(search, options, least)
+
+
+def _rows_then_columns(
+    search: Search, options: AssignOptions, least: Arrangement | None = None
+) -> Arrangement:
+    """Rows into tiles by what their vectors keep, then each tile's columns into groups."""
+    problem = search.problem
+    tile_rows = rows_as_they_lie(problem)
     power = options.power if problem.pattern.n < problem.pattern.m else 1.0
     scores = Scores.of(problem.search_saliency, power)
     tile_rows = arrange_rows(
@@ -179,6 +193,16 @@ def _by_tiles(
     del scores
     groups = _dealt_groups(search, chosen)
     return _with_columns(search, options, tile_rows, groups, anneal=options.anneal, least=least)
+
+
+def _in_two_level_chains(search: Search, options: AssignOptions, in_a_row: int) -> Arrangement:
+    """The best of whole searches: which rows share a tile is settled early, and for good."""
+
+    def run(chain: Search) -> tuple[float, Arrangement]:
+        found = _rows_then_columns(chain, options)
+        return math.fsum(tile_values(chain.problem, found)), found
+
+    return best_of_chains(search, in_a_row, run)[1]
 
 
 def _in_chains(

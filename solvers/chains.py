@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from gyroperm.problem import Problem
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.search import Search
 
@@ -14,6 +15,9 @@ A = TypeVar("A")
 # more than a longer one. Measured at G = 16 and 32: a move, of every group, takes so many ns for
 # each pair and row, and for each pair besides.
 _MOVES, _ROW_NS, _PAIR_NS = 200, 0.07, 4.0
+# With a vector level, tiles many enough even out their luck with rows: chains must be far longer
+# before another pays. Measured at V = 32; a gain takes V / 45 ns, its part of the assignment this.
+_TWO_LEVEL_MOVES, _GAIN_NS = 60_000, 1.5
 # No chain is shorter, so that the calls of kernels do not show; and beyond so many in a row, more
 # time makes them longer.
 _LEAST_SECONDS, _MOST = 0.025, 12
@@ -32,6 +36,25 @@ def chains_in(seconds: float, groups: int, rows: int) -> int:
     """
     pairs = groups * groups
     needed = 1e-9 * _MOVES * pairs * pairs * (_ROW_NS * rows + _PAIR_NS)
+    return int(min(_MOST, max(1.0, seconds / max(_LEAST_SECONDS, needed))))
+
+
+def two_level_chains_in(seconds: float, problem: Problem) -> int:
+    """The same for patterns of two levels, whose tiles choose and group their own columns.
+
+    Parameters
+    ----------
+    seconds : float
+    problem : Problem
+        1 for a budget that all tiles share.
+    """
+    pattern = problem.pattern
+    if pattern.allocation != "uniform" or pattern.n == pattern.m:
+        return 1
+    groups = problem.kept_columns // pattern.m
+    pairs = groups * (groups + min(groups, problem.columns - problem.kept_columns))
+    ns = problem.tile_size / 45 + _GAIN_NS
+    needed = 1e-9 * _TWO_LEVEL_MOVES * problem.tiles * max(1, pairs) * ns
     return int(min(_MOST, max(1.0, seconds / max(_LEAST_SECONDS, needed))))
 
 

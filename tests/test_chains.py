@@ -8,8 +8,9 @@ import pytest
 from gyroperm import Pattern, solve
 from gyroperm.problem import Problem
 from gyroperm.solvers import assign
-from gyroperm.solvers.chains import best_of_chains, chains_in
+from gyroperm.solvers.chains import best_of_chains, chains_in, two_level_chains_in
 from gyroperm.solvers.search import Search
+from gyroperm.solvers.vectors import tile_values
 from gyroperm.stopping import Criterion, MaxRounds, NoImprovement, TimeLimit
 
 
@@ -127,3 +128,44 @@ def test_assign_begins_anew_on_small_problems_against_a_clock(monkeypatch):
     solve(weights, method="assign", stop=MaxRounds(20) | TimeLimit(30))
     solve(weights, method="assign", initial=solution, time_limit=0.05)
     assert len(asked) == 1
+
+
+def two_level(rows, columns, **parts):
+    pattern = Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=8) if not parts else Pattern.tvw(**parts)
+    return Problem(np.ones((rows, columns), dtype=np.float32), pattern)
+
+
+def test_layers_of_many_tiles_or_columns_are_searched_once():
+    by_tiles = [two_level_chains_in(1.0, two_level(rows, 32)) for rows in (16, 64, 1024, 8192)]
+    assert by_tiles == sorted(by_tiles, reverse=True)
+    assert by_tiles[0] > 2
+    assert by_tiles[-1] == 1
+    by_columns = [two_level_chains_in(1.0, two_level(16, columns)) for columns in (32, 256, 1024)]
+    assert by_columns == sorted(by_columns, reverse=True)
+    assert by_columns[-1] == 1
+    ragged = two_level(16, 32, n=2, m=4, vec_ratio=0.5, vec_size=8)
+    assert two_level_chains_in(1.0, ragged) == 1
+
+
+def test_the_best_of_whole_two_level_searches_is_returned(monkeypatch):
+    found = []
+
+    def listed(search, in_a_row, run):
+        def one(chain):
+            found.append(run(chain))
+            return found[-1]
+
+        assert in_a_row == 3
+        return best_of_chains(search, in_a_row, one)
+
+    monkeypatch.setattr(assign, "two_level_chains_in", lambda seconds, problem: 3)
+    monkeypatch.setattr(assign, "best_of_chains", listed)
+    weights = np.random.default_rng(0).random((32, 48)).astype(np.float32)
+    pattern = Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=8)
+    solution = solve(weights, pattern=pattern, method="assign", time_limit=0.3, threads=2)
+    assert len(found) == 6
+    best = max(value for value, _ in found)
+    assert sum(tile_values(Problem(weights, pattern), solution.arrangement)) == pytest.approx(
+        max(sum(tile_values(Problem(weights, pattern), one)) for _, one in found), rel=1e-6
+    )
+    assert len({value for value, _ in found}) > 1 and best > 0
