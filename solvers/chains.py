@@ -17,7 +17,7 @@ A = TypeVar("A")
 _MOVES, _ROW_NS, _PAIR_NS = 200, 0.07, 4.0
 # With a vector level, tiles many enough even out their luck with rows: chains must be far longer
 # before another pays. Measured at V = 32; a gain takes V / 45 ns, its part of the assignment this.
-_TWO_LEVEL_MOVES, _GAIN_NS = 60_000, 1.5
+_TWO_LEVEL_MOVES, _GAIN_NS = 200_000, 1.5
 # No chain is shorter, so that the calls of kernels do not show; and beyond so many in a row, more
 # time makes them longer.
 _LEAST_SECONDS, _MOST = 0.025, 12

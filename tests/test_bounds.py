@@ -82,6 +82,21 @@ def test_exhaustive_prices_are_those_of_all_groups(n, m, columns):
     np.testing.assert_array_equal(few.best, prices.best)
 
 
+@pytest.mark.parametrize(("n", "m", "columns", "rows"), [(1, 2, 130, 45), (2, 3, 90, 300)])
+def test_prices_of_many_columns_are_never_too_low(n, m, columns, rows):
+    instance = instance_of(uniform(rows, columns, seed=5), n, m)
+    u = rows / m * uniform(1, columns, seed=6)[0]
+    groups = np.array(list(combinations(range(columns), m)), dtype=np.int32)
+    costs = instance.values(groups) - u[groups].sum(axis=1)
+    prices = all_prices(instance, u, threshold=np.inf, capacity=0, threads=2, stopped=never)
+    best = np.full(columns, -np.inf)
+    for place in range(m):
+        np.maximum.at(best, groups[:, place], costs)
+    assert (best <= prices.best).all()
+    # Within a few hundred roundings of float32 sums.
+    assert (prices.best <= best + 1e-6 * rows * m + 1e-4 * abs(best)).all()
+
+
 @given(seed=st.integers(0, 2**20), wide=st.booleans())
 def test_any_prices_prove_a_bound(seed, wide):
     random = np.random.default_rng(seed)

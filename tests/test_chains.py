@@ -162,8 +162,8 @@ def test_the_best_of_whole_two_level_searches_is_returned(monkeypatch):
     monkeypatch.setattr(assign, "best_of_chains", listed)
     weights = np.random.default_rng(0).random((32, 48)).astype(np.float32)
     pattern = Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=8)
-    solution = solve(weights, pattern=pattern, method="assign", time_limit=0.3, threads=2)
-    assert len(found) == 6
+    solution = solve(weights, pattern=pattern, method="assign", time_limit=0.6, threads=2)
+    assert 2 <= len(found) <= 6  # two threads; a busy machine may end before the last
     best = max(value for value, _ in found)
     assert sum(tile_values(Problem(weights, pattern), solution.arrangement)) == pytest.approx(
         max(sum(tile_values(Problem(weights, pattern), one)) for _, one in found), rel=1e-6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.gain import relu_gain_by_terms
+from gyroperm.solvers.kernels.gain import relu_gain, relu_gain_by_terms
 from gyroperm.solvers.kernels.grouping import (
     group_value,
     insert_top,
@@ -73,13 +73,24 @@ def _kept_more(x, low):  # type: ignore[no-untyped-def]
     return total
 
 
+@fast_kernel
+def _sum(x):  # type: ignore[no-untyped-def]
+    """The sum of a vector in float64."""
+    total = 0.0
+    for r in range(len(x)):
+        total += np.float64(x[r])
+    return total
+
+
 @kernel
-def price_groups(X, u, n, m, start, count, inflation, threshold, best, champions, found):  # type: ignore[no-untyped-def]
+def price_groups(X, u, n, m, start, count, inflation, rounding, threshold, best, champions, found):  # type: ignore[no-untyped-def]
     """Price every group whose first m - 2 columns are among ``count`` consecutive combinations.
 
     The reduced cost of a group g is ``value(g) - sum_{j in g} u[j]``. What is computed is never
     below it: all but the gain of the last column is summed in float64, and that gain, in float32,
-    is multiplied by ``inflation``, which covers its rounding.
+    is multiplied by ``inflation``, which covers the rounding of its terms and their sum, and raised
+    by ``rounding`` of the sums of the column and, twice, of the thresholds, which covers what
+    ``relu_gain`` subtracts.
 
     X (C, R) float32; u (C,) float64; start (m - 2,) int64, the first combination, ascending.
     best (C,) float64 is raised to the largest reduced cost of a group that holds the column;
@@ -98,6 +109,9 @@ def price_groups(X, u, n, m, start, count, inflation, threshold, best, champions
     own = np.full(C, -np.inf)
     above = 0
     changed = 0
+    column_rounding = np.empty(C)
+    for l in range(C):  # noqa: E741
+        column_rounding[l] = rounding * _sum(X[l])
     for _ in range(count):
         for d in range(changed, size):
             _push_column(X[members[d]], top[d], base[d], top[d + 1], base[d + 1], n)
@@ -112,15 +126,16 @@ def price_groups(X, u, n, m, start, count, inflation, threshold, best, champions
                 x = X[begin + b]
                 _last_thresholds(x, top[size], n, Q[b])
                 kept = base[size, 0] + _kept_more(x, top[size, n - 1])
-                fixed[b] = kept - paid - u[begin + b]
+                fixed[b] = kept - paid - u[begin + b] + 2.0 * rounding * _sum(Q[b])
             width = C - begin - 1
             block_gain = gain[: block * width].reshape(block, width)
-            relu_gain_by_terms(X[begin + 1 :], Q[:block], block_gain)
+            relu_gain(X[begin + 1 :], Q[:block], block_gain)
             for b in range(block):
                 k = begin + b
                 k_best = -np.inf
                 for l in range(k + 1, C):  # noqa: E741
-                    cost = fixed[b] + inflation * np.float64(block_gain[b, l - begin - 1]) - u[l]
+                    cost = fixed[b] + inflation * np.float64(block_gain[b, l - begin - 1])
+                    cost += column_rounding[l] - u[l]
                     k_best = max(k_best, cost)
                     if cost > own[l]:
                         own[l] = cost

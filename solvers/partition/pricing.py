@@ -142,7 +142,10 @@ def all_prices(
     """
     C, m = len(instance.columns), instance.m
     R = instance.columns.shape[1]
-    inflation = 1.0 + _HALF_ULP * (min(R, _SLICE) + R // _SLICE + 3)
+    # A term by itself and its way into the sum; or, of eight together, the sums of the larger of
+    # each and of the thresholds, three additions deep, their difference, and its way into the sum.
+    inflation = 1.0 + _HALF_ULP * (max(min(R, _SLICE) + R // _SLICE, R // 8 + 8) + 4)
+    rounding = 4.0 * _HALF_ULP
     # Sums in float64, of the prices among them, may be a little low.
     slack = 1e-13 * (float(np.abs(u).sum()) + float(instance.columns.sum()))
     counts: list[int] = []
@@ -162,6 +165,7 @@ def all_prices(
             call[0],
             call[1],
             inflation,
+            rounding,
             threshold - slack,
             mine,
             champions,
@@ -233,6 +237,7 @@ def pricing_seconds(instance: Instance, threads: int) -> float:
             start,
             1,
             1.0,
+            0.0,
             np.inf,
             np.full(C, -np.inf),
             np.empty((C, m), dtype=np.int32),
