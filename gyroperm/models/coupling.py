@@ -1,0 +1,45 @@
+"""What is coupled in a model: by its family's spec, a user's, or by tracing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from gyroperm.models.graph import CouplingGraph
+from gyroperm.models.spec import Spec
+
+
+def coupling(
+    model: nn.Module, graph: CouplingGraph | Spec | None = None, *, inputs: Any = None
+) -> CouplingGraph:
+    """The coupling graph of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    graph : CouplingGraph or Spec, optional
+        A graph is returned as it is; a spec is expanded. By default the spec of the model's
+        family (:data:`gyroperm.models.families.FAMILIES`, by the ``model_type`` of its Hugging Face
+        configuration), and where there is none, :func:`gyroperm.models.trace.trace`.
+    inputs : Tensor, tuple or mapping, optional
+        Example inputs, for tracing.
+
+    Raises
+    ------
+    ValueError
+        If a spec does not fit, or the model can be neither recognised nor traced.
+    TypeError
+        If ``graph`` is neither.
+    """
+    if isinstance(graph, CouplingGraph):
+        return graph
+    if isinstance(graph, Spec):
+        return CouplingGraph.from_spec(model, graph)
+    if graph is not None:
+        raise TypeError(f"graph must be a CouplingGraph or a Spec, got {type(graph).__name__}")
+    from gyroperm.models.families import spec_of
+    from gyroperm.models.trace import trace
+
+    spec = spec_of(model)
+    return trace(model, inputs) if spec is None else CouplingGraph.from_spec(model, spec)

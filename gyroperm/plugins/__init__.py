@@ -1,0 +1,1 @@
+"""Gyroperm inside other pruning toolkits: a module for each, imported only when used."""
