@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import nn
 
 from gyroperm.files import atomic_path
 from gyroperm.models.sites import Axis, Site
-from gyroperm.models.spec import Leaving, Shapes, Spec
+from gyroperm.models.spec import Leaving, Shapes, Spec, fitting
 from gyroperm.report import format_table
 
 # So many sites of a kind are written out; the others are counted.
@@ -65,7 +66,12 @@ class CouplingGraph:
         lost = [leaving.site for leaving in spec.leaving if leaving.site not in known]
         if lost:
             raise ValueError(f"{spec.family}: nothing is known of the leaving site {lost[0]}")
-        return cls(spec.family, sites, spec.leaving, _undescribed(shapes, sites))
+        reasons = {
+            f"{tensor}[{dim}]": reason
+            for text, reason in spec.kept.items()
+            for _, tensor, dim in fitting(text, shapes)
+        }
+        return cls(spec.family, sites, spec.leaving, _undescribed(model, sites, reasons))
 
     @cached_property
     def by_name(self) -> dict[str, Site]:
@@ -101,7 +107,7 @@ class CouplingGraph:
     def describe(self) -> str:
         """The sites as a table: what moves, how, and what follows."""
         rows = []
-        for _, alike in groupby(self.sites, key=lambda s: (s.family, s.constraint, s.reason)):
+        for (pattern, *_), alike in groupby(self.sites, key=_kind):
             sites = list(alike)
             site = sites[0]
             axes = [_described(axis) for axis in site.axes]
@@ -110,7 +116,7 @@ class CouplingGraph:
             )
             count = f"{len(sites)} x {site.size}" if len(sites) > 1 else str(site.size)
             kind = f"fixed: {site.reason}" if site.fixed else site.constraint
-            rows.append([site.family, count, kind, shown])
+            rows.append([pattern, count, kind, shown])
         text = f"{self.source}\n" + format_table(["site", "elements", "may move", "axes"], rows)
         left = [f"  {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join([text, "left as they are:", *left] if left else [text])
@@ -154,6 +160,12 @@ class CouplingGraph:
         return all(site.fixed for site in self.sites if site.family == family)
 
 
+def _kind(site: Site) -> tuple[str, str, str, int]:
+    """What sites that are described together have in common; layers only differ in their number."""
+    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", site.family)
+    return pattern, site.constraint, site.reason, site.size
+
+
 def _described(axis: Axis) -> str:
     return f"{axis}" + (f" x {axis.copies}" if axis.copies > 1 else "")
 
@@ -169,15 +181,18 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**named, **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _undescribed(shapes: Shapes, sites: Sequence[Site]) -> dict[str, str]:
-    """Axes of weights that no site orders."""
+def _undescribed(
+    model: nn.Module, sites: Sequence[Site], reasons: Mapping[str, str]
+) -> dict[str, str]:
+    """Axes of parameters that no site orders, with the reason."""
     described: Iterable[tuple[str, int]] = {(a.tensor, a.dim) for s in sites for a in s.axes}
     return {
-        f"{name}[{dim}]": "not described by the spec"
-        for name, shape in shapes.items()
-        if len(shape) >= 2 and name.endswith("weight")
-        for dim in (0, 1)
-        if (name, dim) not in described and shape[dim] > 1
+        f"{name}[{dim}]": reasons.get(f"{name}[{dim}]", "not described by the spec")
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.dim() >= 2
+        # Behind the channels of a convolution lies its kernel; a stack has channels all through.
+        for dim in range(2 if name.endswith("weight") else parameter.dim())
+        if (name, dim) not in described and parameter.shape[dim] > 1
     }
 
 
