@@ -11,6 +11,7 @@ except ImportError as error:
 
 from gyroperm.models.coupling import coupling
 from gyroperm.models.graph import CouplingGraph
+from gyroperm.models.leaving import restore_leaving
 from gyroperm.models.permute import permute
 from gyroperm.models.sites import Axis, Site
 from gyroperm.models.spec import Coupled, Leaving, Spec
@@ -28,5 +29,6 @@ __all__ = [
     "coupling",
     "permute",
     "reference",
+    "restore_leaving",
     "verify",
 ]

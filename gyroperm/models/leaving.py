@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,48 +12,88 @@ from torch import nn
 
 from gyroperm.models.spec import Leaving
 
-_BUFFER = "gyroperm_leaving_"
+_BUFFER = "gyroperm_order_"
+
+
+class _TupleLater:
+    """Stands for ``return_dict=False``: true while the model runs, so that fields have names."""
+
+
+_TUPLE_LATER = _TupleLater()
 
 
 class _Undo:
-    """A forward hook that undoes the order of one part of the output.
+    """Forward hooks of one model that undo the orders of the parts of its output.
 
-    The order is a buffer of the model, so that it is saved with the weights it belongs to, and
-    moves to the device with them.
+    The orders are buffers of the model, so that they are saved with the weights they belong to,
+    and move to the device with them.
     """
 
-    def __init__(self, leaving: Leaving) -> None:
-        self.leaving = leaving
+    def __init__(self) -> None:
+        self.leaving: list[Leaving] = []
 
-    @property
-    def buffer(self) -> str:
-        return _BUFFER + (self.leaving.field or "output")
+    def install(self, model: nn.Module) -> None:
+        self._handles = (
+            model.register_forward_pre_hook(self.before, with_kwargs=True),
+            model.register_forward_hook(self.after, with_kwargs=True),
+        )
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        places = torch.argsort(getattr(module, self.buffer))
-        return _replaced(output, self.leaving.field, lambda part: self._undone(part, places))
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
-    def _undone(self, part: Any, places: torch.Tensor) -> Any:
-        if isinstance(part, torch.Tensor):
-            return part.index_select(self.leaving.dim, places.to(part.device))
-        if isinstance(part, list | tuple):
-            return type(part)([self._undone(one, places) for one in part])
-        return part
+    def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Have the output named, where Hugging Face's ``return_dict`` asks for a tuple."""
+        asked = kwargs.get("return_dict")
+        if asked is None:
+            asked = getattr(getattr(module, "config", None), "return_dict", None)
+        return (args, {**kwargs, "return_dict": _TUPLE_LATER}) if asked is False else None
 
-
-def _replaced(output: Any, name: str, change: Any) -> Any:
-    """The output with one part changed; named outputs are changed in place, as their own type."""
-    if not name:
-        return change(output)
-    if hasattr(output, "keys") or isinstance(output, dict):
-        if name in output.keys() and output[name] is not None:  # noqa: SIM118 - ModelOutput
-            output[name] = change(output[name])
+    def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        for one in self.leaving:
+            places = torch.argsort(getattr(module, buffer_of(one.site)))
+            output = _replaced(output, one, places)
+        if kwargs.get("return_dict") is _TUPLE_LATER and hasattr(output, "to_tuple"):
+            return output.to_tuple()
         return output
-    if isinstance(output, list | tuple) and name.isdigit() and int(name) < len(output):
-        parts = list(output)
-        parts[int(name)] = change(parts[int(name)])
-        return type(output)(parts)
+
+
+def buffer_of(site: str) -> str:
+    """The name of the buffer that holds a leaving site's order."""
+    return _BUFFER + site.replace(".", "_")
+
+
+def _replaced(output: Any, one: Leaving, places: torch.Tensor) -> Any:
+    """The output with one part changed; named outputs are changed in place, as their own type."""
+    if not one.field:
+        return _undone(output, one.dim, places)
+    name, _, which = one.field.partition(".")
+    if hasattr(output, "keys"):
+        if name in output.keys() and output[name] is not None:  # noqa: SIM118 - ModelOutput
+            output[name] = _changed(output[name], which, one.dim, places)
+        return output
+    if isinstance(output, list | tuple) and name.isdigit():
+        return _changed(output, name, one.dim, places)
     return output
+
+
+def _changed(part: Any, which: str, dim: int, places: torch.Tensor) -> Any:
+    """A part with one of its own, or all of it, undone."""
+    if not which:
+        return _undone(part, dim, places)
+    if not isinstance(part, list | tuple) or int(which) >= len(part):
+        return part
+    parts = list(part)
+    parts[int(which)] = _undone(parts[int(which)], dim, places)
+    return type(part)(parts)
+
+
+def _undone(part: Any, dim: int, places: torch.Tensor) -> Any:
+    if isinstance(part, torch.Tensor):
+        return part.index_select(dim, places.to(part.device))
+    if isinstance(part, list | tuple):
+        return type(part)([_undone(one, dim, places) for one in part])
+    return part
 
 
 def undo_on_leaving(
@@ -71,30 +111,97 @@ def undo_on_leaving(
         Whose order it is; others are left out.
     order : ndarray of int64, shape (size,)
     """
-    for one in leaving:
-        if one.site != site:
+    own = [one for one in leaving if one.site == site]
+    if not own:
+        return
+    name = buffer_of(site)
+    total = torch.from_numpy(order)
+    if hasattr(model, name):
+        before = getattr(model, name)
+        total = before[total.to(before.device)]
+    if torch.equal(total, torch.arange(len(total), device=total.device)):
+        _forget(model, site)
+    else:
+        _remember(model, own, total)
+
+
+def restore_leaving(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, graph: Any = None
+) -> list[str]:
+    """Have a new model undo the orders that were saved with reordered weights.
+
+    A reordered model whose hidden states leave it keeps their order in a buffer, so its state
+    has an entry more than a new model of the class. Called with that state before
+    ``load_state_dict``, or after ``from_pretrained`` (which loads the weights, says that it does
+    not know the buffer, and would have hidden states leave in the new order), this installs the
+    buffer and the hook.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Without orders of its own; the saved ones replace them otherwise.
+    state : mapping of str to Tensor
+        The saved state: of ``state_dict()``, or of ``safetensors.torch.load_file``.
+    graph : CouplingGraph or Spec, optional
+        What the orders were applied by; found by :func:`gyroperm.models.coupling` otherwise.
+
+    Returns
+    -------
+    list of str
+        The sites whose order is undone; empty if the state holds none.
+
+    Raises
+    ------
+    ValueError
+        If the state holds an order that the model has no site for, or one of another size.
+
+    Examples
+    --------
+    >>> restore_leaving(model, state)  # doctest: +SKIP
+    >>> model.load_state_dict(state)  # doctest: +SKIP
+    """
+    from gyroperm.models.coupling import coupling
+
+    restored = []
+    for key, order in state.items():
+        path, _, name = key.rpartition(".")
+        if not name.startswith(_BUFFER):
             continue
-        undo = _Undo(one)
-        new = torch.from_numpy(order)
-        if hasattr(model, undo.buffer):
-            before = getattr(model, undo.buffer)
-            total = before[new.to(before.device)]
-        else:
-            parameter = next(model.parameters(), None)
-            total = new if parameter is None else new.to(parameter.device)
-        model.register_buffer(undo.buffer, total)
-        if not any(
-            isinstance(hook, _Undo) and hook.leaving == one
-            for hook in model._forward_hooks.values()
-        ):
-            model.register_forward_hook(undo)
-        if torch.equal(total, torch.arange(len(total), device=total.device)):
-            forget(model, one)
+        module = model.get_submodule(path)
+        found = coupling(module, graph)
+        own = [one for one in found.leaving if buffer_of(one.site) == name]
+        if not own:
+            raise ValueError(f"the state holds {key}, but {found.source} has no such site")
+        site = found.by_name[own[0].site]
+        if order.shape != (site.size,):
+            raise ValueError(f"{key} must have shape ({site.size},), got {tuple(order.shape)}")
+        _remember(module, own, order.clone())
+        restored.append(site.name)
+    return restored
 
 
-def forget(model: nn.Module, leaving: Leaving) -> None:
-    """Remove what :func:`undo_on_leaving` installed for one part of the output."""
-    for key, hook in list(model._forward_hooks.items()):
-        if isinstance(hook, _Undo) and hook.leaving == leaving:
-            del model._forward_hooks[key]
-            delattr(model, hook.buffer)
+def _remember(model: nn.Module, leaving: list[Leaving], order: torch.Tensor) -> None:
+    parameter = next(model.parameters(), None)
+    name = buffer_of(leaving[0].site)
+    model.register_buffer(name, order if parameter is None else order.to(parameter.device))
+    undo = _installed(model)
+    if undo is None:
+        undo = _Undo()
+        undo.install(model)
+    undo.leaving += [one for one in leaving if one not in undo.leaving]
+
+
+def _forget(model: nn.Module, site: str) -> None:
+    """Remove what undoes a site's order."""
+    undo = _installed(model)
+    if undo is None or not hasattr(model, buffer_of(site)):
+        return
+    delattr(model, buffer_of(site))
+    undo.leaving = [one for one in undo.leaving if one.site != site]
+    if not undo.leaving:
+        undo.remove()
+
+
+def _installed(model: nn.Module) -> _Undo | None:
+    hooks = (getattr(hook, "__self__", None) for hook in model._forward_hooks.values())
+    return next((undo for undo in hooks if isinstance(undo, _Undo)), None)
