@@ -39,7 +39,9 @@ def coupling(
     if graph is not None:
         raise TypeError(f"graph must be a CouplingGraph or a Spec, got {type(graph).__name__}")
     from gyroperm.models.families import spec_of
+
+    if (spec := spec_of(model)) is not None:
+        return CouplingGraph.from_spec(model, spec)
     from gyroperm.models.trace import trace
 
-    spec = spec_of(model)
-    return trace(model, inputs) if spec is None else CouplingGraph.from_spec(model, spec)
+    return trace(model, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,10 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def _takes(model: nn.Module, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
 def _made_up(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     config = getattr(model, "config", None)
     generator = torch.Generator().manual_seed(seed)
@@ -59,8 +64,13 @@ def _made_up(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
         # RoBERTa's positions begin behind the padding's.
         tokens = max(1, min(_TOKENS, most - 2))
         low = min(2, vocabulary - 1)
-        shape = (_BATCH, tokens)
-        return {"input_ids": torch.randint(low, vocabulary, shape, generator=generator)}
+        # Without a padding token, heads that pool take one sequence only.
+        batch = 1 if getattr(config, "pad_token_id", None) is None else _BATCH
+        return {
+            name: torch.randint(low, vocabulary, (batch, tokens), generator=generator)
+            for name in ("input_ids", "decoder_input_ids")
+            if name == "input_ids" or _takes(model, name)
+        }
     if (channels := getattr(config, "num_channels", None)) is not None:
         size = getattr(config, "image_size", None) or 64
         sides = (size, size) if isinstance(size, int) else tuple(size)

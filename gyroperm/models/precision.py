@@ -36,14 +36,21 @@ class Lowest(TorchDispatchMode):
         # What begins narrow, such as a mask, and is widened later loses nothing.
         if any(isinstance(arg, torch.Tensor) and arg.dtype == torch.float64 for arg in args):
             for part in result if isinstance(result, list | tuple) else (result,):
-                self._see(part)
+                self._see(part, args[0])
         return result
 
-    def _see(self, part: Any) -> None:
+    def _see(self, part: Any, first: Any) -> None:
         if isinstance(part, torch.Tensor) and part.is_floating_point() and part.numel() > 1:
             dtype = part.dtype
-            if TOLERANCES.get(dtype, 1.0) > TOLERANCES[self.dtype]:
+            if TOLERANCES.get(dtype, 1.0) > TOLERANCES[self.dtype] and not _lossless(first, part):
                 self.dtype = dtype if dtype in TOLERANCES else torch.bfloat16
+
+
+def _lossless(wide: Any, narrow: Any) -> bool:
+    """Whether one is a copy of the other: an input that began narrow loses nothing."""
+    if not isinstance(wide, torch.Tensor) or not isinstance(narrow, torch.Tensor):
+        return False
+    return wide.shape == narrow.shape and torch.equal(wide, narrow.to(wide.dtype))
 
 
 @contextmanager
