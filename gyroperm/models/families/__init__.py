@@ -6,15 +6,33 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gyroperm.models.families import bert
+from gyroperm.models.families import bert, gpt2, llama, mobilenet, neox, phi3, resnet, t5, vit
 from gyroperm.models.spec import Spec
 
 #: Makes the spec of a model of the family.
 Maker = Callable[[nn.Module], Spec]
 
 FAMILIES: dict[str, Maker] = {
-    "bert": bert.spec,
-    "roberta": bert.spec,
+    "bert": bert.bert,
+    "bloom": neox.bloom,
+    "deit": vit.spec,
+    "distilbert": bert.distilbert,
+    "gpt2": gpt2.spec,
+    "gpt_neox": neox.neox,
+    "llama": llama.spec,
+    "mistral": llama.spec,
+    "mixtral": llama.spec,
+    "mobilenet_v2": mobilenet.spec,
+    "phi3": phi3.spec,
+    "qwen2": llama.spec,
+    "qwen2_moe": llama.spec,
+    "qwen3": llama.spec,
+    "qwen3_moe": llama.spec,
+    "resnet": resnet.spec,
+    "roberta": bert.bert,
+    "t5": t5.spec,
+    "vit": vit.spec,
+    "xlm-roberta": bert.bert,
 }
 
 
