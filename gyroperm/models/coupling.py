@@ -40,7 +40,8 @@ def coupling(
         raise TypeError(f"graph must be a CouplingGraph or a Spec, got {type(graph).__name__}")
     from gyroperm.models.families import spec_of
 
-    if (spec := spec_of(model)) is not None:
+    spec = spec_of(model)
+    if spec is not None:
         return CouplingGraph.from_spec(model, spec)
     from gyroperm.models.trace import trace
 

@@ -71,7 +71,8 @@ class CouplingGraph:
             for text, reason in spec.kept.items()
             for _, tensor, dim in fitting(text, shapes)
         }
-        return cls(spec.family, sites, spec.leaving, _undescribed(model, sites, reasons))
+        left = undescribed(model, sites, "not described by the spec", reasons)
+        return cls(spec.family, sites, spec.leaving, left)
 
     @cached_property
     def by_name(self) -> dict[str, Site]:
@@ -181,13 +182,13 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**named, **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _undescribed(
-    model: nn.Module, sites: Sequence[Site], reasons: Mapping[str, str]
+def undescribed(
+    model: nn.Module, sites: Sequence[Site], reason: str, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Axes of parameters that no site orders, with the reason."""
+    """Axes of parameters that no site orders, by name, each with its own reason or the common."""
     described: Iterable[tuple[str, int]] = {(a.tensor, a.dim) for s in sites for a in s.axes}
     return {
-        f"{name}[{dim}]": reasons.get(f"{name}[{dim}]", "not described by the spec")
+        f"{name}[{dim}]": (known or {}).get(f"{name}[{dim}]", reason)
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.dim() >= 2
         # Behind the channels of a convolution lies its kernel; a stack has channels all through.

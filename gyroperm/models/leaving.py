@@ -52,7 +52,8 @@ class _Undo:
     def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         for one in self.leaving:
             places = torch.argsort(getattr(module, buffer_of(one.site)))
-            output = _replaced(output, one, places)
+            path = one.field.split(".") if one.field else []
+            output = _replaced(output, path, one.dim, places)
         if kwargs.get("return_dict") is _TUPLE_LATER and hasattr(output, "to_tuple"):
             return output.to_tuple()
         return output
@@ -63,29 +64,20 @@ def buffer_of(site: str) -> str:
     return _BUFFER + site.replace(".", "_")
 
 
-def _replaced(output: Any, one: Leaving, places: torch.Tensor) -> Any:
+def _replaced(output: Any, path: list[str], dim: int, places: torch.Tensor) -> Any:
     """The output with one part changed; named outputs are changed in place, as their own type."""
-    if not one.field:
-        return _undone(output, one.dim, places)
-    name, _, which = one.field.partition(".")
+    if not path:
+        return _undone(output, dim, places)
+    name, *rest = path
     if hasattr(output, "keys"):
         if name in output.keys() and output[name] is not None:  # noqa: SIM118 - ModelOutput
-            output[name] = _changed(output[name], which, one.dim, places)
+            output[name] = _replaced(output[name], rest, dim, places)
         return output
-    if isinstance(output, list | tuple) and name.isdigit():
-        return _changed(output, name, one.dim, places)
+    if isinstance(output, list | tuple) and name.isdigit() and int(name) < len(output):
+        parts = list(output)
+        parts[int(name)] = _replaced(parts[int(name)], rest, dim, places)
+        return type(output)(parts)
     return output
-
-
-def _changed(part: Any, which: str, dim: int, places: torch.Tensor) -> Any:
-    """A part with one of its own, or all of it, undone."""
-    if not which:
-        return _undone(part, dim, places)
-    if not isinstance(part, list | tuple) or int(which) >= len(part):
-        return part
-    parts = list(part)
-    parts[int(which)] = _undone(parts[int(which)], dim, places)
-    return type(part)(parts)
 
 
 def _undone(part: Any, dim: int, places: torch.Tensor) -> Any:
