@@ -46,10 +46,11 @@ class CouplingGraph:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [site.name for site in self.sites]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two sites are called {twice}")
+        seen: set[str] = set()
+        for site in self.sites:
+            if site.name in seen:
+                raise ValueError(f"two sites are called {site.name}")
+            seen.add(site.name)
 
     @classmethod
     def from_spec(cls, model: nn.Module, spec: Spec) -> CouplingGraph:

@@ -175,6 +175,13 @@ def test_unrotated_dimensions_are_free_and_turned_ones_are_not() -> None:
     assert keys.axes[0].members.tolist() == [[4, 12], [5, 13], [6, 14], [7, 15]]
 
 
+@pytest.mark.parametrize(("share", "turned"), [(0.25, 2), (0.5, 4), (0.4, 4), (1.0, 8)])
+def test_dimensions_are_turned_in_pairs(share: float, turned: int) -> None:
+    """Of three dimensions the last has a partner that turns with it."""
+    model = small_model("GPTNeoX", rotary_pct=share)
+    assert coupling(model).by_name["layers.0.attention.rotary"].size == turned
+
+
 ORDER = np.arange(20)
 
 

@@ -87,7 +87,9 @@ def rotary_dimensions(config: Any, hd: int) -> int:
     """How many dimensions of a head are turned by position."""
     rope = getattr(config, "rope_parameters", None) or {}
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    return int(hd * (1.0 if share is None else share))
+    turned = int(hd * (1.0 if share is None else share))
+    # Dimensions are turned in pairs, the last of which is completed.
+    return min(hd, turned + turned % 2)
 
 
 def without_cross_attention(config: Any) -> None:
