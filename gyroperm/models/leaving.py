@@ -13,50 +13,51 @@ from torch import nn
 from gyroperm.models.spec import Leaving
 
 _BUFFER = "gyroperm_order_"
-
-
-class _TupleLater:
-    """Stands for ``return_dict=False``: true while the model runs, so that fields have names."""
-
-
-_TUPLE_LATER = _TupleLater()
+_UNDO = "_gyroperm_undo"
 
 
 class _Undo:
-    """Forward hooks of one model that undo the orders of the parts of its output.
+    """Stands before the ``forward`` of one model and undoes the orders of its output's parts.
 
-    The orders are buffers of the model, so that they are saved with the weights they belong to,
-    and move to the device with them.
+    No forward hook: sentence-transformers and others call ``forward`` itself, which runs none. The
+    orders are buffers of the model, so that they are saved with the weights they belong to, and
+    move to the device with them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.leaving: list[Leaving] = []
+        self._model = model
+        # Another's, such as that of a library that moves weights between devices.
+        self._outer = model.__dict__.get("forward")
 
-    def install(self, model: nn.Module) -> None:
-        self._handles = (
-            model.register_forward_pre_hook(self.before, with_kwargs=True),
-            model.register_forward_hook(self.after, with_kwargs=True),
-        )
+    @property
+    def __wrapped__(self) -> Any:
+        """What it stands before; inspect.signature asks for it."""
+        return self._outer or type(self._model).forward.__get__(self._model)
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Have the output named, where Hugging Face's ``return_dict`` asks for a tuple."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.get("return_dict")
         if asked is None:
-            asked = getattr(getattr(module, "config", None), "return_dict", None)
-        return (args, {**kwargs, "return_dict": _TUPLE_LATER}) if asked is False else None
-
-    def after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+            asked = getattr(getattr(self._model, "config", None), "return_dict", None)
+        # A tuple of those parts that there are has no names; it is made at the end.
+        later = asked is False
+        output = self.__wrapped__(*args, **({**kwargs, "return_dict": True} if later else kwargs))
         for one in self.leaving:
-            places = torch.argsort(getattr(module, buffer_of(one.site)))
+            places = torch.argsort(getattr(self._model, buffer_of(one.site)))
             path = one.field.split(".") if one.field else []
             output = _replaced(output, path, one.dim, places)
-        if kwargs.get("return_dict") is _TUPLE_LATER and hasattr(output, "to_tuple"):
-            return output.to_tuple()
-        return output
+        return output.to_tuple() if later and hasattr(output, "to_tuple") else output
+
+    def install(self) -> None:
+        self._model.__dict__["forward"] = self._model.__dict__[_UNDO] = self
+
+    def remove(self) -> None:
+        """Take it away; where another stands before it meanwhile, it does nothing from now on."""
+        if self._model.__dict__.get("forward") is not self:
+            return
+        del self._model.__dict__["forward"], self._model.__dict__[_UNDO]
+        if self._outer is not None:
+            self._model.__dict__["forward"] = self._outer
 
 
 def buffer_of(site: str) -> str:
@@ -126,7 +127,7 @@ def restore_leaving(
     has an entry more than a new model of the class. Called with that state before
     ``load_state_dict``, or after ``from_pretrained`` (which loads the weights, says that it does
     not know the buffer, and would have hidden states leave in the new order), this installs the
-    buffer and the hook.
+    buffer and what undoes the order.
 
     Parameters
     ----------
@@ -176,24 +177,19 @@ def _remember(model: nn.Module, leaving: list[Leaving], order: torch.Tensor) -> 
     parameter = next(model.parameters(), None)
     name = buffer_of(leaving[0].site)
     model.register_buffer(name, order if parameter is None else order.to(parameter.device))
-    undo = _installed(model)
+    undo = model.__dict__.get(_UNDO)
     if undo is None:
-        undo = _Undo()
-        undo.install(model)
+        undo = _Undo(model)
+        undo.install()
     undo.leaving += [one for one in leaving if one not in undo.leaving]
 
 
 def _forget(model: nn.Module, site: str) -> None:
     """Remove what undoes a site's order."""
-    undo = _installed(model)
+    undo = model.__dict__.get(_UNDO)
     if undo is None or not hasattr(model, buffer_of(site)):
         return
     delattr(model, buffer_of(site))
     undo.leaving = [one for one in undo.leaving if one.site != site]
     if not undo.leaving:
         undo.remove()
-
-
-def _installed(model: nn.Module) -> _Undo | None:
-    hooks = (getattr(hook, "__self__", None) for hook in model._forward_hooks.values())
-    return next((undo for undo in hooks if isinstance(undo, _Undo)), None)

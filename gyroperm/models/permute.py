@@ -41,7 +41,10 @@ def permute(
 
     Weights, biases, norm parameters and running statistics, embeddings and gradients follow; a
     storage with several names is reordered once. Where hidden states leave the model their order
-    is undone (a buffer and a forward hook).
+    is undone (a buffer, and ``forward`` of this instance); a saved model is loaded with
+    :func:`gyroperm.models.restore_leaving`. What the model alone uses keeps the new order:
+    attention maps that of the heads, ``inputs_embeds`` and the outputs of inner modules that of the
+    residual stream.
 
     Parameters
     ----------

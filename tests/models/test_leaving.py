@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,12 @@ def test_orders_add_up_and_undo() -> None:
     permute(model, {"residual": order})
     permute(model, {"residual": order})
     assert model.gyroperm_order_residual.tolist() == order[order].tolist()
-    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
+    assert "forward" in vars(model)
     assert _same(start, _outputs(model, TOKENS))
     permute(model, {"residual": np.argsort(order)})
     permute(model, {"residual": np.argsort(order)})
     assert_same_state(model, before)
-    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert "forward" not in vars(model)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,40 @@ def test_saved_and_loaded_by_transformers(tmp_path: Path) -> None:
     assert _same(before, _outputs(new, TOKENS))
 
 
+def test_forward_called_by_itself() -> None:
+    """As sentence-transformers does, past all hooks."""
+    model = small_model("Bert")
+    before, signature = floats(model.forward(**TOKENS)), inspect.signature(model.forward)
+    permute(model, random_orders(coupling(model)))
+    assert _same(before, floats(model.forward(**TOKENS)))
+    assert inspect.signature(model.forward) == signature
+
+
+def test_another_that_stands_before_forward() -> None:
+    """Such as accelerate: before ours or behind it, what it does is still done."""
+    model = small_model("Bert")
+    before, calls = _outputs(model, TOKENS), []
+
+    def counted(inner: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return inner(*args, **kwargs)
+
+        return forward
+
+    first = model.forward = counted(model.forward)
+    order = np.random.default_rng(0).permutation(24)
+    permute(model, {"residual": order}, verified=False)
+    model.forward = second = counted(model.forward)
+    assert _same(before, _outputs(model, TOKENS)) and len(calls) == 2
+    permute(model, {"residual": np.argsort(order)}, verified=False)
+    assert model.forward is second
+    assert _same(before, _outputs(model, TOKENS)) and len(calls) == 4
+    permute(model, {"residual": order}, verified=False)
+    assert _same(before, _outputs(model, TOKENS)) and len(calls) == 6
+    assert first is not second
+
+
 def test_copies_and_pickles_undo_too() -> None:
     model = small_model("Bert")
     before = _outputs(model, TOKENS)
@@ -174,7 +209,7 @@ def test_restoring_what_does_not_fit() -> None:
         restore_leaving(model, {"gyroperm_order_stem": torch.arange(24)})
     with pytest.raises(ValueError, match=r"gyroperm_order_residual must have shape \(24,\), got"):
         restore_leaving(model, {"gyroperm_order_residual": torch.arange(23)})
-    assert not model._forward_hooks
+    assert "forward" not in vars(model)
 
 
 class Two(torch.nn.Module):
