@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "ViT": _PICTURES,
     "DeiT": _PICTURES,
+    "Yolos": {**_PICTURES, "image_size": [8, 8], "num_detection_tokens": 3},
     "ResNet": {
         "embedding_size": 8,
         "hidden_sizes": [8, 16, 12],

@@ -35,6 +35,12 @@ class _Undo:
         """What it stands before; inspect.signature asks for it."""
         return self._outer or type(self._model).forward.__get__(self._model)
 
+    @property
+    def __code__(self) -> Any:
+        """Where torch.export says that a dimension comes from."""
+        inner = self.__wrapped__
+        return getattr(inner, "func", inner).__code__
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.get("return_dict")
         if asked is None:

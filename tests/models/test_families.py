@@ -45,6 +45,11 @@ def _pictures(prefix: str, *labels: str) -> set[str]:
     return own | {patches} | _tokens(*labels)
 
 
+def _detections(prefix: str) -> set[str]:
+    middle = f"{prefix}encoder.interpolation.mid_position_embeddings[2]"
+    return _pictures(prefix) | {middle, f"{prefix}embeddings.detection_tokens[1]"}
+
+
 T5_TABLES = {
     f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight[0]"
     for stack in ("encoder", "decoder")
@@ -152,6 +157,15 @@ PICTURES = [
         "DeiT",
         "ForImageClassificationWithTeacher",
         _pictures("deit.", "cls_classifier", "distillation_classifier"),
+    ),
+    Case("Yolos", "Model", _detections("")),
+    Case(
+        "Yolos",
+        "ForObjectDetection",
+        _detections("vit.")
+        | {"vit.encoder.interpolation.mid_position_embeddings[0]"}
+        | _tokens("class_labels_classifier.layers.2", "bbox_predictor.layers.2"),
+        {"num_hidden_layers": 3},
     ),
     Case("ResNet", "Model", {STEM}),
     Case("ResNet", "ForImageClassification", {f"resnet.{STEM}", "classifier.1.weight[0]"}),

@@ -29,6 +29,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("DistilBert", "ForMaskedLM", {"tie_word_embeddings": False}),
     ("ViT", "Model", {}),
     ("DeiT", "ForImageClassificationWithTeacher", {}),
+    ("Yolos", "ForObjectDetection", {"num_hidden_layers": 2}),
     ("ResNet", "ForImageClassification", {}),
     ("MobileNetV2", "ForImageClassification", {}),
 ]

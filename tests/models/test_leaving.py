@@ -34,6 +34,7 @@ CASES = [
     ("T5", "ForConditionalGeneration", {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
     ("ViT", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
     ("DeiT", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
+    ("Yolos", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
     ("ResNet", "Model", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
     ("ResNet", "Backbone", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
     ("MobileNetV2", "Model", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
@@ -153,6 +154,16 @@ def test_forward_called_by_itself() -> None:
     permute(model, random_orders(coupling(model)))
     assert _same(before, floats(model.forward(**TOKENS)))
     assert inspect.signature(model.forward) == signature
+
+
+def test_exported_and_compiled() -> None:
+    model = small_model("ViT")
+    pixels = dict(CASES[14][2])
+    before = _outputs(model, pixels)
+    permute(model, random_orders(coupling(model)))
+    exported = torch.export.export(model, (), pixels, strict=False).module()
+    assert _same(before, _outputs(exported, pixels))
+    assert _same(before, _outputs(torch.compile(model, backend="eager"), pixels))
 
 
 def test_another_that_stands_before_forward() -> None:

@@ -33,6 +33,7 @@ FAMILIES: dict[str, Maker] = {
     "t5": t5.spec,
     "vit": vit.spec,
     "xlm-roberta": bert.bert,
+    "yolos": vit.spec,
 }
 
 

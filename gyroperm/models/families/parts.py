@@ -28,6 +28,7 @@ RIM = {
     "labels": "stands for labels",
     "pixels": "stands for the channels of the input",
     "buckets": "stands for distances",
+    "layers": "stands for the layers",
 }
 
 
