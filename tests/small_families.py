@@ -75,6 +75,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "ViT": _PICTURES,
     "DeiT": _PICTURES,
     "Yolos": {**_PICTURES, "image_size": [8, 8], "num_detection_tokens": 3},
+    "Swin": {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [2, 1, 2],
+        "num_heads": [2, 4, 4],
+        "window_size": 4,
+        "mlp_ratio": 2.0,
+        "encoder_stride": 8,
+        "num_labels": 3,
+    },
     "ResNet": {
         "embedding_size": 8,
         "hidden_sizes": [8, 16, 12],

@@ -10,7 +10,7 @@ import torch
 
 from gyroperm.models import coupling, permute
 from gyroperm.models.families.parts import RIM
-from small_families import random_orders, rolled_orders, small_model
+from small_families import SMALL, random_orders, rolled_orders, small_model
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ def _pictures(prefix: str, *labels: str) -> set[str]:
 def _detections(prefix: str) -> set[str]:
     middle = f"{prefix}encoder.interpolation.mid_position_embeddings[2]"
     return _pictures(prefix) | {middle, f"{prefix}embeddings.detection_tokens[1]"}
+
+
+def _swin(prefix: str) -> set[str]:
+    tables = {
+        f"{prefix}encoder.layers.{s}.blocks.{i}.attention.relative_position_bias."
+        "relative_position_bias_table[0]"
+        for s, depth in enumerate(SMALL["Swin"]["depths"])
+        for i in range(depth)
+    }
+    return tables | {f"{prefix}embeddings.patch_embeddings.projection.weight[1]"}
 
 
 T5_TABLES = {
@@ -167,6 +177,15 @@ PICTURES = [
         | _tokens("class_labels_classifier.layers.2", "bbox_predictor.layers.2"),
         {"num_hidden_layers": 3},
     ),
+    Case("Swin", "Model", _swin("")),
+    Case("Swin", "Model", _swin(""), {"qkv_bias": False}),
+    Case(
+        "Swin",
+        "ForImageClassification",
+        _swin("swin.") | {"swin.embeddings.position_embeddings[1]", "classifier.weight[0]"},
+        {"use_absolute_embeddings": True},
+    ),
+    Case("Swin", "ForMaskedImageModeling", _swin("swin.") | _tokens("decoder.0")),
     Case("ResNet", "Model", {STEM}),
     Case("ResNet", "ForImageClassification", {f"resnet.{STEM}", "classifier.1.weight[0]"}),
     Case(

@@ -30,6 +30,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ViT", "Model", {}),
     ("DeiT", "ForImageClassificationWithTeacher", {}),
     ("Yolos", "ForObjectDetection", {"num_hidden_layers": 2}),
+    ("Swin", "ForImageClassification", {"use_absolute_embeddings": True}),
     ("ResNet", "ForImageClassification", {}),
     ("MobileNetV2", "ForImageClassification", {}),
 ]

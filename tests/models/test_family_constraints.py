@@ -211,6 +211,8 @@ def test_a_model_of_another_build_is_refused() -> None:
     model = small_model("Bert", is_decoder=True, add_cross_attention=True)
     with pytest.raises(ValueError, match="does not describe cross-attention"):
         coupling(model)
+    with pytest.raises(ValueError, match="does not describe backbones"):
+        coupling(small_model("Swin", "Backbone", out_features=["stage1", "stage3"]))
     llama = small_model("Llama", "ForCausalLM")
     llama.config.num_key_value_heads = 3
     with pytest.raises(ValueError, match="positions, which"):

@@ -150,6 +150,18 @@ def pictures(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def swin(draw: st.DrawFn) -> dict[str, Any]:
+    stages = draw(st.integers(1, 3))
+    return {
+        "embed_dim": 4 * draw(st.integers(1, 3)),
+        "depths": [draw(st.integers(1, 2)) for _ in range(stages)],
+        "num_heads": [draw(st.sampled_from([1, 2, 4])) for _ in range(stages)],
+        "qkv_bias": draw(st.booleans()),
+        "use_absolute_embeddings": draw(st.booleans()),
+    }
+
+
+@st.composite
 def resnet(draw: st.DrawFn) -> dict[str, Any]:
     stages = draw(st.integers(1, 3))
     width = st.integers(1, 4).map(lambda quarter: 4 * quarter)
@@ -190,6 +202,8 @@ FAMILIES = [
     ("DistilBert", "ForSequenceClassification", distilbert()),
     ("ViT", "ForImageClassification", pictures()),
     ("DeiT", "Model", pictures()),
+    ("Yolos", "Model", pictures()),
+    ("Swin", "Model", swin()),
     ("ResNet", "ForImageClassification", resnet()),
     ("MobileNetV2", "ForImageClassification", mobilenet()),
 ]

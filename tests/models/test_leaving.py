@@ -35,6 +35,7 @@ CASES = [
     ("ViT", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
     ("DeiT", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
     ("Yolos", "Model", {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}),
+    ("Swin", "Model", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
     ("ResNet", "Model", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
     ("ResNet", "Backbone", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),
     ("MobileNetV2", "Model", {"pixel_values": torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)}),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gyroperm.models.families import bert, gpt2, llama, mobilenet, neox, phi3, resnet, t5, vit
+from gyroperm.models.families import bert, gpt2, llama, mobilenet, neox, phi3, resnet, swin, t5, vit
 from gyroperm.models.spec import Spec
 
 #: Makes the spec of a model of the family.
@@ -30,6 +30,7 @@ FAMILIES: dict[str, Maker] = {
     "qwen3_moe": llama.spec,
     "resnet": resnet.spec,
     "roberta": bert.bert,
+    "swin": swin.spec,
     "t5": t5.spec,
     "vit": vit.spec,
     "xlm-roberta": bert.bert,
