@@ -61,11 +61,25 @@ def doubled(model: nn.Module) -> Iterator[None]:
     second model is held; they are the very same tensors afterwards.
     """
     with ExitStack() as stack:
+        _plain_experts(model, stack)
         for module in model.modules():
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             if any(t.is_floating_point() for t in tensors):
                 _Widened(module).install(stack)
         yield
+
+
+def _plain_experts(model: nn.Module, stack: ExitStack) -> None:
+    """Have Hugging Face's experts computed one by one: their grouped product has no float64."""
+    configs = {id(module.config): module.config for module in model.modules() if _routes(module)}
+    for config in configs.values():
+        own = config._experts_implementation
+        stack.callback(setattr, config, "_experts_implementation", own)
+        config._experts_implementation = "eager"
+
+
+def _routes(module: Any) -> bool:
+    return hasattr(getattr(module, "config", None), "_experts_implementation")
 
 
 class _Widened:
