@@ -19,6 +19,10 @@ TOLERANCES = {
 }
 
 
+# Where Hugging Face's configurations name the way in which experts are computed.
+_EXPERTS = "_experts_implementation"
+
+
 class Lowest(TorchDispatchMode):
     """Remembers the least precise floating dtype that a float64 was narrowed to on its way.
 
@@ -71,15 +75,11 @@ def doubled(model: nn.Module) -> Iterator[None]:
 
 def _plain_experts(model: nn.Module, stack: ExitStack) -> None:
     """Have Hugging Face's experts computed one by one: their grouped product has no float64."""
-    configs = {id(module.config): module.config for module in model.modules() if _routes(module)}
-    for config in configs.values():
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    for config in {id(one): one for one in found if hasattr(one, _EXPERTS)}.values():
         own = config._experts_implementation
-        stack.callback(setattr, config, "_experts_implementation", own)
+        stack.callback(setattr, config, _EXPERTS, own)
         config._experts_implementation = "eager"
-
-
-def _routes(module: Any) -> bool:
-    return hasattr(getattr(module, "config", None), "_experts_implementation")
 
 
 class _Widened:
