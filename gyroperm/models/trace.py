@@ -81,7 +81,8 @@ class _Run:
         shape = tuple(int(size) for size in made.shape)
         name = self._names.get(self._call.tensors.get(node.name, ""), "")
         if not name:
-            return Value(shape, why=f"the input {node.name}")
+            made_here = node.name in self._call.constants
+            return Value(shape, why="a constant tensor" if made_here else f"the input {node.name}")
         if not made.is_floating_point() or name in self._lost:
             return Value(shape, why=f"the buffer {name}")
         factors = [

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from gyroperm.models.inputs import model_inputs
 from gyroperm.models.verify import evaluating
 
-EXAMPLE = '''
+EXAMPLE = """
     from gyroperm.models import Coupled, Spec, coupling
     spec = Spec("mine", (
         Coupled("layers.{i}.ffn", {
@@ -27,7 +27,7 @@ EXAMPLE = '''
         }, order="c"),
     ))
     graph = coupling(model, spec)
-docs/models.md, "Writing a spec", tells more'''
+docs/models.md, "Writing a spec", tells more"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,14 @@ class Captured:
         In ATen operations without mutation.
     tensors : mapping of str to str
         From a placeholder to the parameter or buffer that it stands for.
+    constants : frozenset of str
+        Placeholders that stand for tensors made on the way.
     """
 
     source: str
     module: fx.GraphModule
     tensors: Mapping[str, str] = field(default_factory=dict)
+    constants: frozenset[str] = frozenset()
 
 
 def captured(model: nn.Module, inputs: Any = None) -> Captured:
@@ -103,7 +106,8 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     program = program.run_decompositions({})
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return Captured("traced by torch.export", program.graph_module, tensors)
+    constants = frozenset(signature.inputs_to_lifted_tensor_constants)
+    return Captured("traced by torch.export", program.graph_module, tensors, constants)
 
 
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
@@ -121,7 +125,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         leaves, _ = tree_flatten(result)
         return [one for one in leaves if isinstance(one, torch.Tensor)]
 
-    record = make_fx(functionalize(call, remove="mutations"))
+    # A number taken out of a tensor is one of these inputs, as the branches that hang on it are.
+    record = make_fx(functionalize(call, remove="mutations"), _error_on_data_dependent_ops=False)
     module = record(list(state.values()), [flat[k] for k in places])
     holders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     return Captured("traced by torch.fx", module, dict(zip(holders, state, strict=False)))

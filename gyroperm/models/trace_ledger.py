@@ -78,6 +78,7 @@ class Ledger:
         self.axes: list[TracedAxis] = []
         self.entries: list[_Entry] = []
         self._count = 0
+        self._origin: list[Ids] = []
         self._known: dict[tuple[str, int, tuple[int, int] | None], TracedAxis] = {}
 
     def axis(self, tensor: str, dim: int, length: int, rows: tuple[int, int] | None = None) -> Ids:
@@ -87,16 +88,29 @@ class Ledger:
             self._known[key] = self._new(tensor, dim, length, rows)
         return self._known[key].ids
 
-    def between(self, length: int) -> Ids:
-        """Fresh ids of positions that no parameter has, such as the pixels of a flattened map."""
-        return self._new("", 0, length, None).ids
+    def between(self, length: int, source: Ids | None = None) -> Ids:
+        """Fresh ids of positions that no parameter has, such as the pixels of a flattened map.
 
-    def _new(
-        self, tensor: str, dim: int, length: int, rows: tuple[int, int] | None
-    ) -> TracedAxis:
+        Parameters
+        ----------
+        length : int
+        source : ndarray of int64, shape (length,), optional
+            The ids that they were made from.
+        """
+        ids = self._new("", 0, length, None).ids
+        if source is not None:
+            self._origin[-1] = self.origin(source)
+        return ids
+
+    def origin(self, ids: Ids) -> Ids:
+        """What ids were made from, in the end; themselves where from nothing."""
+        return np.concatenate(self._origin)[ids]
+
+    def _new(self, tensor: str, dim: int, length: int, rows: tuple[int, int] | None) -> TracedAxis:
         axis = TracedAxis(tensor, dim, rows, self._count, length)
         self._count += length
         self.axes.append(axis)
+        self._origin.append(axis.ids)
         return axis
 
     def enter(self, columns: list[Ids], tags: Ids | None = None, reason: str = "") -> None:

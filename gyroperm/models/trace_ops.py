@@ -128,7 +128,7 @@ _ELEMENTWISE = (
     "clone", "_to_copy", "to", "contiguous", "alias", "detach", "dropout", "feature_dropout",
     "alpha_dropout", "lift_fresh_copy", "lift_fresh", "type_as", "_prelu_kernel", "where",
     "masked_fill", "relu6", "hardtanh", "leaky_relu", "softplus", "elu", "selu", "celu", "mish",
-    "copy", "conj", "native_dropout", "rrelu", "hardswish", "hardsigmoid", "float", "fake_quantize_per_tensor_affine",
+    "copy", "conj", "native_dropout", "rrelu", "hardswish", "hardsigmoid", "float",
 )  # fmt: skip
 
 
@@ -201,7 +201,9 @@ def _repeat(t: Follower, a: Arguments, shapes: Shapes) -> Any:
     value = a["self"]
     wide = t.meet([value], (1,) * (len(shapes) - len(value.shape)) + value.shape)
     times = [new // old for new, old in zip(shapes, wide.shape, strict=True)]
-    factors = tuple(Factor(f.dims, np.tile(f.ids, [times[d] for d in f.dims])) for f in wide.factors)
+    factors = tuple(
+        Factor(f.dims, np.tile(f.ids, [times[d] for d in f.dims])) for f in wide.factors
+    )
     return replace(wide, shape=shapes, factors=factors)
 
 
@@ -336,8 +338,14 @@ def _slice_scatter(t: Follower, a: Arguments, shapes: Shapes) -> Any:
     low, high = inside[0], inside[-1] + 1
     if len(inside) != high - low:
         return unknown(t, a, shapes)
-    parts = [t.taken(a["self"], dim, places[:low]), a["src"], t.taken(a["self"], dim, places[high:])]
-    return t.joined([p for p in parts if p.shape[dim]], dim)
+    return _put(t, a["self"], a["src"], dim, low, high)
+
+
+def _put(t: Follower, value: Value, piece: Value, dim: int, low: int, high: int) -> Value:
+    """The value with a piece in place of the positions from ``low`` to ``high``."""
+    places = np.arange(value.shape[dim])
+    before, after = (t.taken(value, dim, part) for part in (places[:low], places[high:]))
+    return t.joined([part for part in (before, piece, after) if part.shape[dim]], dim)
 
 
 @rule("select_scatter")
@@ -345,16 +353,16 @@ def _select_scatter(t: Follower, a: Arguments, shapes: Shapes) -> Any:
     dim = _dim(a["dim"], len(shapes))
     k = int(a["index"]) % shapes[dim]
     src = t.reshaped(a["src"], (*shapes[:dim], 1, *shapes[dim + 1 :]))
-    places = np.arange(shapes[dim])
-    parts = [t.taken(a["self"], dim, places[:k]), src, t.taken(a["self"], dim, places[k + 1 :])]
-    return t.joined([p for p in parts if p.shape[dim]], dim)
+    return _put(t, a["self"], src, dim, k, k + 1)
 
 
 @rule("constant_pad_nd", "pad")
 def _pad(t: Follower, a: Arguments, shapes: Shapes) -> Any:
     value, pad = a["self"], list(a["pad"])
     if a.get("mode", "constant") != "constant" or min(pad, default=0) < 0:
-        return _keeping(t, a, shapes, [d for d in range(len(shapes)) if value.shape[d] == shapes[d]])
+        return _keeping(
+            t, a, shapes, [d for d in range(len(shapes)) if value.shape[d] == shapes[d]]
+        )
     for k in range(len(pad) // 2):
         dim = len(shapes) - 1 - k
         for side, count in enumerate(pad[2 * k : 2 * k + 2]):
@@ -715,13 +723,15 @@ def _deconvolved(t: Follower, inside: Value, kernel: Value, groups: int) -> Valu
 def _times(t: Follower, inside: Value, rows: Value) -> Value:
     """Channels, each of which has a block of outputs."""
     size, out = inside.shape[0], rows.shape[0]
-    if size == out:
-        return t.meet([inside, rows], (size,))
-    met = t.meet(
-        [t.reshaped(inside, (size, 1)), t.reshaped(rows, (size, out // size))],
-        (size, out // size),
-    )
-    return t.reshaped(met, (out,))
+    own, made = inside.at(0), rows.at(0)
+    if size == out or made is None:
+        return t.meet([inside, rows], (out,))
+    block = np.repeat(np.arange(size), out // size)
+    if own is None:
+        t.ledger.enter([made.ids], block, f"meets {inside.why} in {t.where}")
+    else:
+        t.ledger.enter([own.ids[block], made.ids])
+    return rows
 
 
 def _grouped(t: Follower, channels: Value, groups: int) -> Value:
@@ -740,7 +750,6 @@ def _of_groups(t: Follower, kernel: Value, groups: int) -> Value:
         return Value((groups * inner,), why=kernel.why)
     step = rows // groups
     ids = [
-        t.ledger.axis(kernel.parameter, 1, inner, (g * step, (g + 1) * step))
-        for g in range(groups)
+        t.ledger.axis(kernel.parameter, 1, inner, (g * step, (g + 1) * step)) for g in range(groups)
     ]
     return Value((groups * inner,), (Factor((0,), np.concatenate(ids)),) if inner > 1 else ())

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from gyroperm.models.graph import tensor_shapes
 from gyroperm.models.sites import Axis, Constraint, Site
 from gyroperm.models.trace_ledger import Classes, Ids, Ledger
 from gyroperm.models.trace_ops import KERNEL
@@ -47,34 +46,16 @@ def _family(site: Site) -> tuple[object, ...]:
 
 
 def untouched(ledger: Ledger, model: nn.Module) -> dict[str, str]:
-    """Axes of weights that the traced call did not use."""
+    """Axes of parameters that the traced call did not use, with that as the reason."""
     touched = ledger.touched
-    used = {
-        (axis.tensor, axis.dim)
-        for axis in ledger.axes
-        if axis.tensor and touched[axis.start : axis.start + axis.length].any()
-    }
-    traced = {axis.tensor for axis in ledger.axes}
-    aliases = _aliases(model)
+    used = {(a.tensor, a.dim) for a in ledger.axes if touched[a.ids].any()}
     return {
         f"{name}[{dim}]": "the traced call does not use it"
-        for name, shape in tensor_shapes(model).items()
-        if len(shape) >= 2 and aliases[name] == name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2
         for dim in (0, 1)
-        if shape[dim] > 1 and (name, dim) not in used
-        if name not in traced or not _grouped(ledger, name, dim)
+        if parameter.shape[dim] > 1 and (name, dim) not in used
     }
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False)]
-    named += [*model.named_buffers(remove_duplicate=False)]  # type: ignore[list-item]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
-
-
-def _grouped(ledger: Ledger, tensor: str, dim: int) -> bool:
-    return any(a.tensor == tensor and a.dim == dim and a.rows for a in ledger.axes)
 
 
 def _without_shared_groups(ledger: Ledger) -> None:
@@ -180,6 +161,8 @@ def _named(families: list[list[Site]]) -> Iterator[Site]:
 
 
 def _base(site: Site) -> str:
-    makes = [axis for axis in site.axes if axis.dim == 0 and axis.tensor.endswith("weight")]
-    first = (makes or site.axes)[0]
-    return first.tensor.removesuffix(".weight").replace("[", "(").replace("]", ")")
+    makes = [axis.tensor for axis in site.axes if axis.dim == 0]
+    weights = [tensor for tensor in makes if tensor.endswith("weight")]
+    first = [*weights, *makes, site.axes[0].tensor][0]
+    module = first.removesuffix(".weight").removesuffix(".bias")
+    return module.replace("[", "(").replace("]", ")")

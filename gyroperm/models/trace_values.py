@@ -133,45 +133,57 @@ class Follower:
         lifted = [_lifted(v, len(size)) for v in values if not v.uniform]
         if not lifted:
             return Value(size, uniform=all(v.uniform for v in values) and bool(values))
-        why = next((v.why for v in lifted if v.why), "")
-        factors = []
+        factors, why = [], ""
         for dims in _components(lifted):
-            factors += self._met(lifted, dims, size, why)
-        return Value(size, tuple(factors), why=why)
+            factor, reason = self._met(lifted, dims, size)
+            factors += [] if factor is None else [factor]
+            why = why or reason
+        return Value(size, tuple(factors), why=why or next((v.why for v in lifted if v.why), ""))
 
     def _met(
-        self, values: Sequence[Value], dims: tuple[int, ...], size: tuple[int, ...], why: str
-    ) -> list[Factor]:
-        """The factors over linked dimensions where values meet."""
-        reason = f"meets {why or 'values that stay'} in {self.where}"
+        self, values: Sequence[Value], dims: tuple[int, ...], size: tuple[int, ...]
+    ) -> tuple[Factor | None, str]:
+        """The factor over linked dimensions where values meet, and what keeps some in place."""
+        cover = next((f for v in values for f in v.factors if f.dims == dims), None)
         parts: list[tuple[Value, list[Factor]]] = []
-        joint = len(dims) > 1
         for value in values:
             own = [f for f in value.factors if set(f.dims) <= set(dims)]
-            if joint and len(own) > 1:
-                own.sort(key=lambda f: f.dims[-1])
-                for factor in own[:-1]:
-                    self.ledger.pin(factor.ids, f"moves with others in {self.where}")
-                own = own[-1:]
-            parts.append((value, own))
-        cover = next((f for _, own in parts for f in own if f.dims == dims), None)
+            own.sort(key=lambda f: f.dims[-1])
+            # Of several only the innermost can move with the others.
+            moving = [f for f in own[-1:] if cover is not None and self._fits(cover, f)]
+            for factor in own:
+                if factor not in moving:
+                    self.ledger.pin(factor.ids, f"one of several blocks in {self.where}")
+            parts.append((value, moving))
         if cover is None:
-            for _, own in parts:
-                for factor in own:
-                    self.ledger.pin(factor.ids, f"moves with others in {self.where}")
-            return []
+            return None, ""
         grid = tuple(size[d] for d in dims)
         columns = []
         staying: set[int] = set()
+        why = ""
         for value, own in parts:
             covered = {d for factor in own for d in factor.dims}
-            if not value.uniform:
-                staying |= {d for d in dims if value.shape[d] > 1 and d not in covered}
+            still = {d for d in dims if value.shape[d] > 1 and d not in covered}
+            why = why or (value.why if still else "")
+            staying |= still
             columns += [np.broadcast_to(_spread(f, dims), grid).ravel() for f in own]
         if len(columns) > 1 or staying:
             tags = _coordinates(grid, [dims.index(d) for d in sorted(staying)])
+            reason = f"meets {why or 'values that stay'} in {self.where}"
             self.ledger.enter(columns, tags.ravel(), reason)
-        return [cover]
+        return None if staying == set(dims) else cover, why
+
+    def _fits(self, cover: Factor, factor: Factor) -> bool:
+        """Whether a factor over some of the dimensions may decide where all of them go.
+
+        One over the heads alone would take each head as a whole; the head's own dimensions may
+        move only if it stays. Pixels of one channel go together anyway.
+        """
+        if factor.dims[-1] == cover.dims[-1]:
+            return True
+        inner = tuple(k for k, d in enumerate(cover.dims) if d not in factor.dims)
+        origin = self.ledger.origin(cover.ids)
+        return bool((origin.max(axis=inner) == origin.min(axis=inner)).all())
 
     def reduced(self, value: Value, dims: Iterable[int]) -> tuple[Factor, ...]:
         """The factors that are left when some dimensions are summed over, in whatever order."""
@@ -187,9 +199,7 @@ class Follower:
             self.ledger.enter([factor.ids.ravel()], tags.ravel(), reason)
         return tuple(left)
 
-    def contracted(
-        self, values: Sequence[Value], labels: Sequence[str], out: str
-    ) -> Value:
+    def contracted(self, values: Sequence[Value], labels: Sequence[str], out: str) -> Value:
         """A sum of products, as ``einsum`` writes it: each dimension has a letter."""
         letters = list(dict.fromkeys(out + "".join(labels)))
         size = [1] * len(letters)
@@ -238,8 +248,8 @@ class Follower:
         grid = tuple(value.shape[d] for d in dims)
         if math.prod(grid) > _MOST:
             return None
-        fresh = self.ledger.between(math.prod(grid))
         ids = np.broadcast_to(_spread(factor, dims), grid).ravel()
+        fresh = self.ledger.between(math.prod(grid), ids)
         tags = _coordinates(grid, others)
         self.ledger.enter([ids, fresh], tags.ravel(), f"moves as one block in {self.where}")
         return fresh.reshape(grid)
@@ -273,9 +283,7 @@ class Follower:
             shape = (*value.shape[:dim], len(np.atleast_1d(index)), *value.shape[dim + 1 :])
             return replace(value, shape=shape, factors=tuple(factors), parameter="")
         shape = value.shape[:dim] + value.shape[dim + 1 :]
-        moved = tuple(
-            Factor(tuple(d - (d > dim) for d in f.dims), f.ids) for f in factors
-        )
+        moved = tuple(Factor(tuple(d - (d > dim) for d in f.dims), f.ids) for f in factors)
         return replace(value, shape=shape, factors=moved, parameter="")
 
     def joined(self, values: Sequence[Value], dim: int) -> Value:
