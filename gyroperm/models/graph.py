@@ -38,12 +38,15 @@ class CouplingGraph:
     skipped : mapping of str to str
         Axes that are left as they are though a tensor of theirs has columns to order, by name,
         with the reason.
+    tensors : tuple of str
+        The model's tensors in its own order, for pictures.
     """
 
     source: str
     sites: tuple[Site, ...]
     leaving: tuple[Leaving, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    tensors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -73,7 +76,7 @@ class CouplingGraph:
             for _, tensor, dim in fitting(text, shapes)
         }
         left = undescribed(model, sites, "not described by the spec", reasons)
-        return cls(spec.family, sites, spec.leaving, left)
+        return cls(spec.family, sites, spec.leaving, left, tuple(shapes))
 
     @cached_property
     def by_name(self) -> dict[str, Site]:
@@ -124,42 +127,22 @@ class CouplingGraph:
         return "\n".join([text, "left as they are:", *left] if left else [text])
 
     def draw(self, path: str | Path) -> None:
-        """Draw the graph: axes as points, a colour for each site's family (extra ``plot``).
+        """Draw the graph (extra ``plot``).
+
+        A line for each site, or for all blocks of a family, and a column for each module in the
+        model's order; a mark where a site orders an axis of the module, with the dimension.
 
         Parameters
         ----------
         path : str or Path
             The picture, written whole or not at all; its suffix names the format.
         """
-        from matplotlib.figure import Figure
+        from gyroperm.models.picture import drawn, resolution
 
-        graph = self.graph
-        places = nx.spring_layout(nx.Graph(graph), seed=0)
-        families = list(dict.fromkeys(site.family for site in self.sites))
-        figure = Figure(figsize=(12, 9), layout="constrained")
-        axis = figure.subplots()
-        for i, name in enumerate(families):
-            edges = [
-                (a, b) for a, b, site in graph.edges(data="site") if site.partition("[")[0] == name
-            ]
-            style = "dotted" if self._fixed_family(name) else "solid"
-            drawn = nx.draw_networkx_edges(
-                nx.Graph(graph), places, edges, edge_color=f"C{i % 10}", style=style, ax=axis
-            )
-            if i < 20 and len(edges):
-                drawn.set_label(name)
-        nx.draw_networkx_nodes(graph, places, node_size=12, node_color="black", ax=axis)
-        labels = {node: f"{node[0]}[{node[1]}]" for node in graph.nodes}
-        nx.draw_networkx_labels(graph, places, labels, font_size=5, ax=axis)
-        axis.legend(fontsize=6, loc="upper right")
-        axis.set_title(f"{self.source}: axes that share an order (dotted: fixed)")
-        axis.set_axis_off()
+        figure = drawn(self)
         suffix = Path(path).suffix.lstrip(".") or "png"
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=suffix, dpi=150)
-
-    def _fixed_family(self, family: str) -> bool:
-        return all(site.fixed for site in self.sites if site.family == family)
+            figure.savefig(temporary, format=suffix, dpi=resolution(figure))
 
 
 def _kind(site: Site) -> tuple[str, str, str, int]:

@@ -51,7 +51,12 @@ def trace(model: nn.Module, inputs: Any = None) -> CouplingGraph:
     call = captured(model, inputs)
     ledger = Ledger()
     _Run(model, call, ledger).run()
-    return CouplingGraph(call.source, sites_of(ledger), (), untouched(ledger, model))
+    return CouplingGraph(
+        call.source,
+        sites_of(ledger),
+        skipped=untouched(ledger, model),
+        tensors=tuple(named_tensors(model)),
+    )
 
 
 class _Run:
