@@ -112,8 +112,8 @@ class _Run:
         raise AssertionError("a graph without an output")
 
     def _called(self, node: fx.Node, known: dict[fx.Node, Any], inside: str) -> Any:
-        args = fx.map_arg(node.args, known.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, known.__getitem__)
+        args: Any = fx.map_arg(node.args, known.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, known.__getitem__)
         where = _module_of(node) or inside
         if node.target is operator.getitem:
             container, index = args

@@ -280,7 +280,7 @@ def _narrow(t: Follower, a: Arguments, shapes: Shapes) -> Any:
 @rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
 @rule("split_copy", "split_with_sizes_copy", "unsafe_split_with_sizes")
 def _split(t: Follower, a: Arguments, shapes: Shapes) -> Any:
-    value = a.get("self", a.get("tensor"))
+    value = a["self"] if "self" in a else a["tensor"]
     dim = _dim(a["dim"], len(value.shape))
     pieces, start = [], 0
     for shape in shapes:
@@ -541,7 +541,7 @@ def _layer_norm(t: Follower, a: Arguments, shapes: Shapes) -> Any:
 @rule("group_norm", "native_group_norm")
 def _group_norm(t: Follower, a: Arguments, shapes: Shapes) -> Any:
     value = a["input"]
-    groups = a.get("num_groups", a.get("group"))
+    groups = a["num_groups"] if "num_groups" in a else a["group"]
     value = t.only(value, [0, 1])
     if (factor := value.at(1)) is not None:
         tags = np.arange(len(factor.ids)) // (len(factor.ids) // groups)
