@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.arguments import is_number
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
 
 
@@ -106,3 +107,87 @@ def ria(weights: Any, input_norms: Any, *, power: float = 0.5) -> NDArray[np.flo
     by_row[by_row == 0] = 1.0
     by_column[by_column == 0] = 1.0
     return (w / by_row + w / by_column).astype(w.dtype) * norms**power
+
+
+def obs(weights: Any, gram: Any, *, damp: float = 0.01) -> NDArray[np.floating]:
+    """OBS: what removing a weight costs once the others make up for it, ``w^2 / [H^-1]_cc``.
+
+    ``H = X X^T`` (over the calibration tokens) is the Hessian of the layer's squared output error,
+    up to a factor that no ranking sees. As in SparseGPT, ``damp`` times the mean of its diagonal is
+    added to the diagonal, so that a channel that is silent, or a copy of others, has an inverse.
+
+    Parameters
+    ----------
+    weights : array_like, shape (R, C)
+    gram : array_like, shape (C, C)
+        H, up to a positive factor.
+    damp : float
+        Not negative; 0 only where H has an inverse.
+
+    Returns
+    -------
+    ndarray of float32 or float64, shape (R, C)
+        All zeros if H is.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or H is not finite, not symmetric, not positive semidefinite (each
+        beyond rounding), or singular without damping.
+
+    References
+    ----------
+    Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon,
+    NeurIPS 1992. Frantar and Alistarh, SparseGPT, ICML 2023.
+    """
+    w = to_numpy(weights)
+    if w.ndim != 2:
+        raise ValueError(f"weights must be (R, C), got shape {w.shape}")
+    check_finite(w, "weights")
+    cost = removal_cost(gram, damp=damp)
+    if cost.shape != w.shape[1:]:
+        raise ValueError(
+            f"gram must have shape {(w.shape[1],) * 2}, rows and columns for each input channel "
+            f"of weights {w.shape}, got {(len(cost),) * 2}"
+        )
+    return (np.square(w, dtype=np.float64) * cost).astype(w.dtype)
+
+
+# How far a Gram matrix that was summed in float32 may be from symmetric and from semidefinite,
+# relative to its largest element and to its trace.
+_ASYMMETRY, _INDEFINITE = 1e-4, 1e-6
+
+
+def removal_cost(gram: Any, *, damp: float = 0.01) -> NDArray[np.float64]:
+    """``1 / [H^-1]_cc`` of each input channel, shape (C,): what :func:`obs` multiplies w^2 with."""
+    H = to_numpy(gram, "gram").astype(np.float64)
+    if H.ndim != 2 or H.shape[0] != H.shape[1] or not H.size:
+        raise ValueError(f"gram must be a square matrix, got shape {H.shape}")
+    if not is_number(damp) or not 0 <= damp < np.inf:
+        raise ValueError(f"damp must not be negative, got {damp!r}")
+    check_finite(H, "gram")
+    largest = float(np.abs(H).max())
+    if not largest:
+        return np.zeros(len(H))
+    H /= largest
+    if (uneven := float(np.abs(H - H.T).max())) > _ASYMMETRY:
+        raise ValueError(
+            f"gram must be symmetric; it differs from its transpose by {uneven:.2g} of its "
+            f"largest element"
+        )
+    H = (H + H.T) / 2
+    diagonal = np.arange(len(H))
+    trace = float(np.trace(H))
+    try:
+        slack = H.copy()
+        slack[diagonal, diagonal] += _INDEFINITE * max(trace, 0.0)
+        np.linalg.cholesky(slack)
+    except np.linalg.LinAlgError:
+        raise ValueError("gram must be positive semidefinite, as every X X^T is") from None
+    H[diagonal, diagonal] += damp * trace / len(H)
+    try:
+        inverse = np.linalg.inv(np.linalg.cholesky(H))
+    except np.linalg.LinAlgError:
+        raise ValueError(f"gram has no inverse with damp={damp}; a larger damp gives one") from None
+    cost: NDArray[np.float64] = largest / np.square(inverse).sum(axis=0)
+    return cost
