@@ -144,10 +144,11 @@ def _why_not(layer: Layer, pattern: Pattern, rules: Rules) -> str | None:
     if len(tensor.shape) == 3 and "experts" in tensor.name:
         # Three axes would be read as a convolution's.
         return "a stack of experts"
-    return _why_no_fit(layer.shape, pattern)
+    return why_no_fit(layer.shape, pattern)
 
 
-def _why_no_fit(shape: tuple[int, ...], pattern: Pattern) -> str | None:
+def why_no_fit(shape: tuple[int, ...], pattern: Pattern) -> str | None:
+    """Why a weight of shape (out, in, ...) cannot take the pattern; None if it can."""
     try:
         columns = WeightView.of([shape], pattern, listed=False).columns
         kept = pattern.kept_columns(columns)

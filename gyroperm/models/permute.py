@@ -94,6 +94,11 @@ def permute(
     return after
 
 
+def take_back(model: nn.Module, graph: CouplingGraph, orders: Mapping[str, Order]) -> None:
+    """Undo what :func:`permute` has applied."""
+    _apply(model, graph, Carried(model), _inverse(_checked(graph, orders)))
+
+
 def _checked(graph: CouplingGraph, orders: Mapping[str, Any]) -> dict[str, Order]:
     """Checked orders in the order in which the sites are applied."""
     given = orders_by_site(graph, orders)

@@ -56,7 +56,10 @@ class Carried:
                     f"also[{name!r}] must have the shape {tuple(own.shape)} of the parameter, got "
                     f"{tuple(tensor.shape)}"
                 )
-        self._also.setdefault(id(own), []).extend(tensors)
+        followers = self._also.setdefault(id(own), [])
+        # A tied parameter's followers may be given under each of its names.
+        known = {id(tensor) for tensor in followers}
+        followers.extend(tensor for tensor in tensors if id(tensor) not in known)
 
     def reorder(self, site: Site, order: NDArray[np.int64]) -> None:
         """Put ``order[p]`` at element p wherever the site has positions.
