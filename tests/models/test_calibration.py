@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import bert, cnn, gpt2, llama, pictures, tokens
 from torch import nn
 
 from gyroperm.models import Calibration, calibrate
 from gyroperm.models.layers import layer_kind
+from small_models import bert, cnn, gpt2, llama, pictures, tokens
 
 
 def kept_inputs(model, data):

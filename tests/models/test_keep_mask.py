@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_models import bert, kept_in_groups, outputs, tokens
 from torch import nn
 
 import gyroperm
 from gyroperm import MaxRounds, Pattern
 from gyroperm.models import KeepMask, calibrate, sparsify
+from small_models import bert, kept_in_groups, outputs, tokens
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
@@ -39,7 +41,7 @@ def train(model, optimizer, steps):
 
 
 def pruned(**options):
-    model = bert()
+    model = bert(1)
     report = sparsify(model, "2:4", stop=MaxRounds(5), progress=False, threads=1, **options)
     return model, report
 
@@ -185,6 +187,9 @@ def test_refresh_with_surgery_reorders_model_gradients_and_optimizers(make):
     for optimizer in optimizers:
         train(model, optimizer, 5)
         keep.attach(optimizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     average = copy.deepcopy(dict(model.named_parameters()))
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
@@ -222,7 +227,7 @@ def test_refresh_with_surgery_reorders_model_gradients_and_optimizers(make):
 
 
 def test_refresh_uses_the_calibration_of_the_reordered_model():
-    model, data = bert(), tokens()
+    model, data = bert(1), tokens()
     report = sparsify(
         model,
         "2:4",
@@ -252,16 +257,17 @@ def test_refresh_uses_the_calibration_of_the_reordered_model():
 RANKS = """
     import sys
     sys.path.insert(0, sys.argv[4])
-    rank, threads, port = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    rank, threads, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     import torch
     import torch.distributed as dist
     from gyroperm import MaxRounds
     from gyroperm.models import KeepMask, sparsify
     from small_models import bert
 
-    torch.set_num_threads(threads)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    model = bert()
+    # The searches' threads differ; torch's own would spin where cores are few.
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", world_size=2, rank=rank)
+    model = bert(1)
     surgery = sys.argv[5] == "surgery"
     options = dict(stop=MaxRounds(5), progress=False, threads=threads, surgery=surgery)
     keep = KeepMask(model, sparsify(model, "2:4", **options))
@@ -294,18 +300,25 @@ RANKS = """
 
 
 @pytest.mark.parametrize("kind", ["alone", "surgery"])
-def test_every_rank_finds_the_same_masks(kind):
+def test_every_rank_finds_the_same_masks(kind, tmp_path):
     assert torch.distributed.is_available()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = str(__file__).rsplit("/", 2)[0]
+    here = str(Path(__file__).parents[1])
+    # Both ranks are here: by its own name a machine may not be found, or only after minutes.
+    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback[0]}
+    meeting = tmp_path / "meeting"
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RANKS), *map(str, (r, r + 1, port, here, kind))],
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(RANKS),
+                *map(str, (r, r + 1, meeting, here, kind)),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
         for r in range(2)
     ]

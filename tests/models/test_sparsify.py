@@ -13,21 +13,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from small_models import (
-    CNN,
-    GPT2,
-    LLAMA,
-    bert,
-    cnn,
-    gpt2,
-    grouped,
-    kept_in_groups,
-    llama,
-    outputs,
-    pictures,
-    tokens,
-    top,
-)
 from torch import nn
 
 import gyroperm
@@ -43,6 +28,21 @@ from gyroperm.models import (
     sparsify,
 )
 from gyroperm.models.layers import prunable_layers
+from small_models import (
+    CNN,
+    GPT2,
+    LLAMA,
+    bert,
+    cnn,
+    gpt2,
+    grouped,
+    kept_in_groups,
+    llama,
+    outputs,
+    pictures,
+    tokens,
+    top,
+)
 
 ROUNDS = MaxRounds(10)
 
