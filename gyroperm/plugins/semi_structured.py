@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import nn
-from torch.sparse._semi_structured_conversions import (
-    sparse_semi_structured_from_dense_cutlass,
-    sparse_semi_structured_to_dense_cutlass,
-)
+try:
+    import torch
+    from torch import nn
+    from torch.sparse._semi_structured_conversions import (
+        sparse_semi_structured_from_dense_cutlass,
+        sparse_semi_structured_to_dense_cutlass,
+    )
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.semi_structured needs torch: "
+        "pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 from gyroperm.solution import Solution
 
@@ -27,8 +33,8 @@ _DTYPES = (torch.float16, torch.bfloat16)
 def packed_order(weight: torch.Tensor, solution: Solution) -> torch.Tensor:
     """A weight with a plain N:M solution's mask applied and its columns in the solution's order.
 
-    What multiplies it must come in that order too: ``x[..., solution.col_order]``, or from a layer
-    whose rows were reordered by :func:`gyroperm.models.permute`.
+    What multiplies it must come in that order too: ``x[..., order]`` with ``order`` the solution's
+    ``col_order``, or from a layer whose rows were reordered by :func:`gyroperm.models.permute`.
 
     Parameters
     ----------

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-from torch.ao.pruning import BaseSparsifier
+try:
+    import torch
+    from torch import nn
+    from torch.ao.pruning import BaseSparsifier
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.torch_ao needs torch: pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 from gyroperm.pattern import Pattern
 from gyroperm.plugins.weights import SaliencyFunction, mask_tensor, saliency_of, solved

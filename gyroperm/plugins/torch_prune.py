@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.utils import prune
+try:
+    import torch
+    from torch import nn
+    from torch.nn.utils import prune
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.torch_prune needs torch: "
+        "pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 from gyroperm.pattern import Pattern
 from gyroperm.plugins.weights import SaliencyFunction, mask_tensor, saliency_of, solved

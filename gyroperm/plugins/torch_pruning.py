@@ -23,10 +23,11 @@ from torch import nn
 from gyroperm.models import Axis, CouplingGraph, FunctionChanged, Leaving, Site, permute
 from gyroperm.models.graph import named_tensors, undescribed
 from gyroperm.models.inputs import model_inputs
+from gyroperm.models.sites import Constraint
 from gyroperm.models.verify import evaluating
 from gyroperm.plugins.toolkits import need
 
-_tp = need("torch_pruning", "torch-pruning==1.6.1", "torch-pruning 1.6.1, torch 2.13.0")
+_tp: Any = need("torch_pruning", "torch-pruning==1.6.1", "torch-pruning 1.6.1, torch 2.13.0")
 
 _OUTPUT = "output:"
 # What mixes positions of a head: the heads must be known where one is met.
@@ -212,7 +213,7 @@ class _Classes:
         hybrid = _tp._helpers._HybridIndex
         start = [hybrid(idx=i, root_idx=i) for i in range(count)]
         stack, seen = [(root, make, start)], [(root, make, start)]
-        walked = []
+        walked: list[tuple[Any, Any, Any]] = []
         most = _VISITS * len(graph.module2node)
         while stack and len(walked) <= most:
             node, function, indices = stack.pop()
@@ -454,7 +455,7 @@ class _Classes:
         reason = reason or self._why_not_out(exits, keys, members)
         if reason:
             return Site(name, len(channels), axes, "fixed", reason), []
-        constraint = "within block" if within else "free"
+        constraint: Constraint = "within block" if within else "free"
         leaving = [Leaving(key.tensor.removeprefix(_OUTPUT), name, key.dim) for key in exits]
         return Site(name, len(channels), axes, constraint), leaving
 

@@ -24,7 +24,7 @@ from gyroperm.plugins.ordering import searched_orders
 from gyroperm.plugins.toolkits import need
 from gyroperm.plugins.torch_ao import GyropermSparsifier
 
-_sparsity = need("torchao.sparsity", "torchao==0.18.0", "torchao 0.18.0, torch 2.13.0")
+_sparsity: Any = need("torchao.sparsity", "torchao==0.18.0", "torchao 0.18.0, torch 2.13.0")
 
 
 def order_for_wanda(
@@ -77,9 +77,8 @@ def order_for_wanda(
     inputs = batches[0] if inputs is None else inputs
     found = coupling(model, graph, inputs=inputs)
     norms = input_norms(model, batches, layers)
-    weights = {f"{name}.weight": model.get_submodule(name).weight for name in norms}
     saliencies = {
-        f"{name}.weight": (weights[f"{name}.weight"].detach().abs() * norm).float().cpu().numpy()
+        f"{name}.weight": (_weight(model, name).abs() * norm).float().cpu().numpy()
         for name, norm in norms.items()
     }
     # As torchao counts: block_size // 2 are pruned.
@@ -133,13 +132,19 @@ def input_norms(
     return norms
 
 
+def _weight(model: nn.Module, name: str) -> torch.Tensor:
+    weight: Any = model.get_submodule(name).weight
+    return weight.detach()
+
+
 def _observe(observer: Any, args: Any) -> None:
     observer(args[0])
 
 
 def _metric(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """What torchao's sparsifier ranks by."""
-    norm = module.activation_post_process.norm
+    observer: Any = module.activation_post_process
+    norm: torch.Tensor = observer.norm
     if not norm.numel():
         raise ValueError(
             f"calibration never reached a {module.extra_repr()} layer: run the prepared model on "
@@ -176,6 +181,6 @@ def retained(model: nn.Module, norms: Mapping[str, torch.Tensor]) -> float:
         From :func:`input_norms` of the dense model in the same order.
     """
     return sum(
-        float((model.get_submodule(name).weight.detach().abs().double() * norm.double()).sum())
+        float((_weight(model, name).abs().double() * norm.double()).sum())
         for name, norm in norms.items()
     )

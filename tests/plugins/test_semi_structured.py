@@ -31,8 +31,8 @@ def test_a_solution_in_its_order_passes(weight, solution, dtype):
     packed = packed_order(weight, solution)
     expanded = round_trip(packed, dtype=dtype)
     assert expanded.dtype == dtype
-    order = solution.col_order
-    expected = torch.where(torch.tensor(solution.mask), weight, 0.0)[:, torch.tensor(order).long()]
+    order = torch.tensor(solution.col_order).long()
+    expected = torch.where(torch.tensor(solution.mask), weight, 0.0)[:, order]
     assert torch.equal(packed, expected)
     assert torch.equal(expanded, expected.to(dtype))
     # Reading the input in that order gives the product of the pruned weight in its own.
