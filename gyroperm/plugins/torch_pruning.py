@@ -235,12 +235,13 @@ class _Classes:
         reason = reason or self._why_fixed(walked)
         joined: set[_Key] = set()
         for node, function, indices in walked:
-            for key, position, channel in self._positions(node, function, indices):
+            for key, places in self._positions(node, function, indices):
                 joined.add(key)
-                if position < self._length(key):
-                    self._joined.union((root, channel), (key, position))
-                else:
+                if max(position for position, _ in places) >= self._length(key):
                     reason = reason or f"Torch-Pruning finds a channel beyond those of {key.tensor}"
+                    continue
+                for position, channel in places:
+                    self._joined.union((root, channel), (key, position))
         if not reason and self._attends(walked):
             heads = self._heads_of(walked)
             # The narrowest is the output projection, also where queries, keys and values are one.
@@ -289,34 +290,42 @@ class _Classes:
                     return heads
         return _attribute(getattr(self.model, "config", None))
 
-    def _positions(self, node: Any, function: Any, indices: Any) -> Iterator[tuple[_Key, int, int]]:
-        """Where channels lie in the tensors of a node: axis, position and channel."""
-        graph = self.traced.graph
-        makes = graph.is_out_channel_pruning_fn(function)
-        if makes:
-            self._made[node].update(one.idx for one in indices)
+    def _positions(
+        self, node: Any, function: Any, indices: Any
+    ) -> Iterator[tuple[_Key, list[tuple[int, int]]]]:
+        """Where channels lie in the tensors of a node: positions and channels of each axis."""
+        makes = self.traced.graph.is_out_channel_pruning_fn(function)
+        known = [(one.idx, one.root_idx) for one in indices if one.root_idx is not None]
+        if not known:
+            return
         for part in self._parts(node, makes):
-            size = self._tensors[part.tensor].shape[part.dim]
-            for one in indices:
-                if part.groups == 1:
-                    key, position = _Key(part.tensor, part.dim), one.idx
-                else:
-                    group, position = divmod(one.idx, size)
-                    rows = self._tensors[part.tensor].shape[0] // part.groups
-                    key = _Key(part.tensor, part.dim, (group * rows, (group + 1) * rows))
+            for key, places in self._placed(part, known).items():
                 if part.block:
                     self._blocks[key] = part.block
                 if isinstance(node.module, _MAKERS):
-                    reads = part.dim == 1 and not isinstance(node.module, nn.Embedding)
-                    (self._readers if reads else self._makers).add(key)
-                if one.root_idx is not None:
-                    yield key, position, one.root_idx
+                    # An attention's inputs come with its outputs.
+                    inner = isinstance(node.module, nn.MultiheadAttention) and part.dim == 1
+                    (self._readers if inner or not makes else self._makers).add(key)
+                yield key, places
         if makes:
+            self._made[node].update(index for index, _ in known)
             for name in self.traced.leaves_at(node):
-                dim = _channel_dim(self.traced.outputs[name])
-                for one in indices:
-                    if one.root_idx is not None:
-                        yield _Key(_OUTPUT + name, dim), one.idx, one.root_idx
+                yield _Key(_OUTPUT + name, _channel_dim(self.traced.outputs[name])), known
+
+    def _placed(
+        self, part: _Part, known: list[tuple[int, int]]
+    ) -> dict[_Key, list[tuple[int, int]]]:
+        """Positions of a part by axis, of which a grouped convolution's inputs have several."""
+        if part.groups == 1:
+            return {_Key(part.tensor, part.dim): known}
+        shape = self._tensors[part.tensor].shape
+        rows, size = shape[0] // part.groups, shape[part.dim]
+        found: dict[_Key, list[tuple[int, int]]] = defaultdict(list)
+        for index, channel in known:
+            group, position = divmod(index, size)
+            key = _Key(part.tensor, part.dim, (group * rows, (group + 1) * rows))
+            found[key].append((position, channel))
+        return found
 
     def _parts(self, node: Any, makes: bool) -> list[_Part]:
         module = node.module
