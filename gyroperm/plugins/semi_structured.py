@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 try:
     import torch
     from torch import nn
@@ -154,7 +156,8 @@ def _masked(weight: torch.Tensor, mask: Any, name: str) -> torch.Tensor:
         mask = mask.mask
     dense = weight.detach()
     if mask is not None:
-        kept = torch.as_tensor(mask, device=weight.device)
+        given = mask if isinstance(mask, torch.Tensor) else torch.tensor(np.asarray(mask))
+        kept = given.to(weight.device)
         if kept.shape != weight.shape:
             raise ValueError(
                 f"the mask of {name} must have shape {tuple(weight.shape)}, got {tuple(kept.shape)}"

@@ -81,7 +81,8 @@ class GyropermSparsifier(BaseSparsifier):
     ) -> None:
         name, pattern = config["tensor_fqn"], config["pattern"]
         before = self.solutions.get(name)
-        if before is not None and before.pattern != pattern:
+        # A pattern that prunes whole rows may keep others now: nothing to start from.
+        if before is not None and (before.pattern != pattern or pattern.row_ratio):
             before = None
         solution = solved(
             module,

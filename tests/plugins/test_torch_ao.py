@@ -132,6 +132,19 @@ def test_weights_come_back_and_the_search_starts_where_it_was(model):
     assert again.retained > start
 
 
+def test_rows_that_come_back(model):
+    pattern = Pattern.tvw(vec_size=4, row_ratio=0.25)
+    sparsifier = GyropermSparsifier(pattern, **SEARCH)
+    sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+    sparsifier.step()
+    rows = parametrization(model).mask.any(1)
+    assert int(rows.sum()) == 12
+    with torch.no_grad():
+        model[0].parametrizations.weight.original[~rows] *= 10
+    sparsifier.step()
+    assert bool(parametrization(model).mask.any(1)[~rows].all())
+
+
 def test_a_configuration_has_its_own_pattern_and_saliency(model):
     sparsifier = GyropermSparsifier(**SEARCH)
     wanted = torch.zeros(16, 32)
