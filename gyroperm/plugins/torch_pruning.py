@@ -84,7 +84,7 @@ def coupling_from_dependency_graph(
     for root in traced.roots():
         classes.follow(root)
     sites, leaving = classes.sites()
-    skipped = undescribed(classes.shapes(), sites, "Torch-Pruning's graph does not reach it")
+    skipped = undescribed(model, sites, "Torch-Pruning's graph does not reach it")
     graph = CouplingGraph("Torch-Pruning's dependency graph", sites, leaving, skipped)
     return _proven(model, graph, example_inputs) if proven else graph
 
