@@ -10,16 +10,33 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench wheel clean
+.PHONY: help install demo test test-plugins lint types bench wheel clean
+
+# Pruning toolkits do not all fit into one environment. Each of these has its own, .venv-NAME, from
+# constraints-NAME.txt: the extras it installs, and the folders of tests/plugins that it runs.
+ENVIRONMENTS := plugins llmcompressor
+EXTRAS_plugins := torchao,torch-pruning,modelopt
+TOOLKITS_plugins := torchao torch_pruning modelopt apex
+EXTRAS_llmcompressor := llmcompressor
+TOOLKITS_llmcompressor := llmcompressor
+TESTS_IN := $(ENVIRONMENTS:%=test-in-%)
+.PHONY: $(TESTS_IN)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did to embeddings
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(READY)  ## run the tests (ARGS go to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-plugins: $(TESTS_IN)  ## test the plug-ins for toolkits that need environments of their own
+
+# Only what is named is collected there, and there a toolkit that cannot be imported is an error.
+$(TESTS_IN): test-in-%: .venv-%/.installed
+	GYROPERM_TOOLKITS="$(TOOLKITS_$*)" .venv-$*/bin/python -m pytest \
+		$(TOOLKITS_$*:%=tests/plugins/%) $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	$(BIN)/ruff check .
@@ -42,18 +59,28 @@ wheel: $(READY)  ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
-install: $(READY)  ## make .venv and install everything the other targets need
+install: $(READY)  ## make .venv and install everything the other targets but test-plugins need
 
-clean:  ## remove what was built and cached; .venv stays
+clean:  ## remove what was built and cached; .venv and its like stay
 	rm -rf build dist demo_output .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 	find gyroperm solvers gpu benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv that was left half-made is completed; one that is there is kept.
+define make_venv
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo 'gyroperm needs Python 3.11 to 3.13; try: make PYTHON=python3.12' >&2; exit 1; }; \
+	echo 'making $(1)'; $(PYTHON) -m venv $(1); }
+@echo 'installing what pyproject.toml and $(2) name (minutes, the first time)'
+endef
+
 $(READY): pyproject.toml constraints.txt
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-		$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-			echo 'gyroperm needs Python 3.11 to 3.13; try: make PYTHON=python3.12' >&2; exit 1; }; \
-		echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
-	@echo 'installing what pyproject.toml and constraints.txt name (minutes, the first time)'
+	$(call make_venv,$(VENV),constraints.txt)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+$(ENVIRONMENTS:%=.venv-%/.installed): .venv-%/.installed: pyproject.toml constraints-%.txt
+	$(call make_venv,.venv-$*,constraints-$*.txt)
+	.venv-$*/bin/python -m pip install -c constraints-$*.txt -e '.[$(EXTRAS_$*)]' \
+		pytest hypothesis transformers
 	@touch $@

@@ -86,18 +86,54 @@ def test_the_version_is_the_same_everywhere(project):
 
 def test_extras_are_those_that_are_documented(project):
     extras = project["project"]["optional-dependencies"]
-    assert {"torch", "gpu", "gpu-cuda12", "gpu-cuda13", "plot", "demo", "dev"} == set(extras)
+    toolkits = {"torchao", "torch-pruning", "modelopt", "llmcompressor"}
+    assert {"torch", "gpu", "gpu-cuda12", "gpu-cuda13", "plot", "demo", "dev"} | toolkits == set(
+        extras
+    )
 
 
-def test_constraints_pin_every_direct_dependency(project):
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {line.partition("==")[0] for line in lines if line and not line.startswith("#")}
+def pins_of(file):
+    """The versions that a constraints file pins, with those of the file it builds on."""
+    lines = (ROOT / file).read_text().splitlines()
+    said = [line for line in lines if line and not line.startswith("#")]
+    pins = {}
+    for line in said:
+        if line.startswith("-c "):
+            pins |= pins_of(line.removeprefix("-c "))
+        else:
+            assert "==" in line, f"{file}: {line}"
+    return pins | dict(line.split("==") for line in said if "==" in line)
+
+
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [
+        ("constraints.txt", ("demo", "dev", "torch")),
+        ("constraints-plugins.txt", ("torch", "torchao", "torch-pruning", "modelopt")),
+        ("constraints-llmcompressor.txt", ("torch", "llmcompressor")),
+    ],
+)
+def test_constraints_pin_every_direct_dependency(project, file, extras):
     settings = project["project"]
-    extras = settings["optional-dependencies"]
-    used = settings["dependencies"] + extras["demo"] + extras["dev"] + extras["torch"]
+    used = [*settings["dependencies"], "pytest", "hypothesis", "transformers"]
+    for extra in extras:
+        used += settings["optional-dependencies"][extra]
     names = {re.match(r"[\w.-]+", requirement)[0] for requirement in used} - {"gyroperm"}
-    assert names <= pinned
-    assert all("==" in line for line in lines if line and not line.startswith("#"))
+    assert names <= set(pins_of(file))
+
+
+def test_environments_differ_only_where_a_toolkit_asks_for_it():
+    main = pins_of("constraints.txt")
+    assert pins_of("constraints-plugins.txt").items() >= main.items()
+    apart = pins_of("constraints-llmcompressor.txt")
+    assert {name for name in main.keys() & apart if main[name] != apart[name]} == {"transformers"}
+
+
+def test_every_toolkit_s_tests_have_an_environment():
+    makefile = (ROOT / "Makefile").read_text()
+    named = " ".join(re.findall(r"^TOOLKITS_\w+ := (.*)$", makefile, re.MULTILINE)).split()
+    folders = [one.name for one in (ROOT / "tests" / "plugins").iterdir() if one.is_dir()]
+    assert set(folders) - {"__pycache__"} <= set(named)
 
 
 def test_tests_and_their_folder_do_not_shadow_the_package():

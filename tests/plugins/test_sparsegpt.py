@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from doc_pages import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -255,7 +256,7 @@ def test_fasterprune_of_transposed_and_convolution_weights():
     assert conv.weight.shape == shape
     assert torch.equal(conv.weight.detach().flatten(1), found.weights)
 
-    Conv1D = type("Conv1D", (SimpleNamespace,), {})  # noqa: N806 - known by its name
+    Conv1D = type("Conv1D", (SimpleNamespace,), {})
     weight = torch.randn(36, 8)
     transposed = Conv1D(weight=nn.Parameter(weight.clone()))
     found = sparsegpt.fasterprune(Gathering(transposed, inputs), **SEARCH)
@@ -265,9 +266,9 @@ def test_fasterprune_of_transposed_and_convolution_weights():
 
 def test_fasterprune_refuses_unstructured_sparsity():
     gpt = Gathering(nn.Linear(8, 8), torch.randn(10, 8))
-    with pytest.raises(ValueError, match="prunen=0, prunem=0, sparsity=0.5"):
+    with pytest.raises(ValueError, match=r"prunen=0, prunem=0, sparsity=0\.5"):
         sparsegpt.fasterprune(gpt, 0.5, prunen=0, prunem=0)
-    with pytest.raises(ValueError, match="sparsity=0.6"):
+    with pytest.raises(ValueError, match=r"sparsity=0\.6"):
         sparsegpt.fasterprune(gpt, 0.6, prunen=2, prunem=4)
 
 
@@ -287,3 +288,11 @@ def test_bad_arguments_are_named():
         sparsegpt.compensate(weights, gram / 0, mask)
     with pytest.raises(ValueError, match=r"weights must be \(R, C\)"):
         sparsegpt.prune_nm(weights[0], gram)
+
+
+# --- the page
+
+
+def test_the_script_of_the_page(tmp_path):
+    printed = run_script("plugins/sparsegpt_and_wanda.md", tmp_path)
+    assert "under a permutation" in printed
