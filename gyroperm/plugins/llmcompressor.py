@@ -53,7 +53,7 @@ def _pattern(mask_structure: str) -> Pattern:
     return Pattern.nm(int(m) - int(pruned), int(m))
 
 
-class ReorderModifier(_modifiers.Modifier):  # type: ignore[name-defined, misc]
+class ReorderModifier(_modifiers.Modifier):  # type: ignore[name-defined]
     """Reorder a model's channels, so that the N:M masks of the modifiers behind it keep more.
 
     Runs when the recipe is initialised, before any of them is calibrated. The model computes what
@@ -169,7 +169,7 @@ def _input_norms(
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-class PermutedWandaModifier(_wanda.WandaPruningModifier):  # type: ignore[name-defined, misc]
+class PermutedWandaModifier(_wanda.WandaPruningModifier):  # type: ignore[name-defined]
     """llm-compressor's Wanda with each layer's mask from a search over orders.
 
     Attributes
@@ -199,7 +199,7 @@ class PermutedWandaModifier(_wanda.WandaPruningModifier):  # type: ignore[name-d
             del self._num_samples[module]
 
 
-class PermutedSparseGPTModifier(_sparsegpt.SparseGPTModifier):  # type: ignore[name-defined, misc]
+class PermutedSparseGPTModifier(_sparsegpt.SparseGPTModifier):  # type: ignore[name-defined]
     """llm-compressor's SparseGPT with each layer pruned along an order that is searched.
 
     Attributes

@@ -38,7 +38,7 @@ _DENSE = "*lm_head*"
 _ROWS, _COLUMNS = 8, 16
 
 
-class GyropermSearcher(_sparse.BaseSparseSearcher):  # type: ignore[name-defined, misc]
+class GyropermSearcher(_sparse.BaseSparseSearcher):  # type: ignore[name-defined]
     """Masks from a search over orders, for ``mts.sparsify(model, "gyroperm", config)``.
 
     The configuration has, beside Model Optimizer's own keys:
@@ -77,7 +77,7 @@ class GyropermSearcher(_sparse.BaseSparseSearcher):  # type: ignore[name-defined
             )
         return not columns % unit
 
-    def _compute_mask(self, module: nn.Module) -> torch.Tensor:
+    def _compute_mask(self, module: Any) -> torch.Tensor:
         weight = module.weight.detach()
         scores = saliency_of(self.config["saliency"], module, weight)
         solution = solved(
@@ -97,7 +97,7 @@ def _pattern(given: Any) -> Pattern:
     return Pattern.nm(int(named[1]), int(named[2]))
 
 
-class GyropermModeDescriptor(_mode.SparseMagnitudeModeDescriptor):  # type: ignore[name-defined, misc]
+class GyropermModeDescriptor(_mode.SparseMagnitudeModeDescriptor):  # type: ignore[name-defined]
     """The mode ``"gyroperm"``: which layers, saving, restoring and exporting as by magnitude."""
 
     @property
@@ -159,7 +159,7 @@ def order_for_sparsify(
     return orders
 
 
-def _pruned(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _pruned(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers that Model Optimizer's own modes prune by default."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not fnmatch(name, _DENSE):
