@@ -16,7 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.apex_asp needs torch: pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 import gyroperm
 from gyroperm.arrays import to_numpy

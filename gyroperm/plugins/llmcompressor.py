@@ -25,14 +25,15 @@ from gyroperm.plugins import sparsegpt, wanda
 from gyroperm.plugins.ordering import searched_orders
 from gyroperm.plugins.toolkits import need
 
+_INSTALL = "gyroperm[llmcompressor]"
 _TESTED = "llmcompressor 0.14.0, transformers 5.17.0, torch 2.13.0"
-_modifiers = need("llmcompressor.modifiers", "llmcompressor", _TESTED)
-_sparsegpt = need("llmcompressor.modifiers.pruning.sparsegpt", "llmcompressor", _TESTED)
-_wanda = need("llmcompressor.modifiers.pruning.wanda", "llmcompressor", _TESTED)
-_base = need("llmcompressor.modifiers.pruning.sparsegpt.sgpt_base", "llmcompressor", _TESTED)
-_helpers = need("llmcompressor.utils.helpers", "llmcompressor", _TESTED)
-_matching = need("compressed_tensors.utils", "llmcompressor", _TESTED)
-_pydantic = need("pydantic", "llmcompressor", _TESTED)
+_modifiers = need("llmcompressor.modifiers", _INSTALL, _TESTED)
+_sparsegpt = need("llmcompressor.modifiers.pruning.sparsegpt", _INSTALL, _TESTED)
+_wanda = need("llmcompressor.modifiers.pruning.wanda", _INSTALL, _TESTED)
+_base = need("llmcompressor.modifiers.pruning.sparsegpt.sgpt_base", _INSTALL, _TESTED)
+_helpers = need("llmcompressor.utils.helpers", _INSTALL, _TESTED)
+_matching = need("compressed_tensors.utils", _INSTALL, _TESTED)
+_pydantic = need("pydantic", _INSTALL, _TESTED)
 
 _Field = _pydantic.Field
 

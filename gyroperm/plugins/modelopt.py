@@ -24,7 +24,8 @@ from gyroperm.plugins.ordering import searched_orders
 from gyroperm.plugins.toolkits import need
 from gyroperm.plugins.weights import saliency_of, solved
 
-_INSTALL = "nvidia-modelopt requests huggingface_hub"
+# The last two it imports without asking for them; the extra names them.
+_INSTALL = "gyroperm[modelopt]"
 _TESTED = "nvidia-modelopt 0.47.0, torch 2.13.0"
 _searcher = need("modelopt.torch.opt.searcher", _INSTALL, _TESTED)
 _mode = need("modelopt.torch.sparsity.weight_sparsity.mode", _INSTALL, _TESTED)

@@ -18,8 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.sparsegpt needs torch: pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 import gyroperm
 from gyroperm.pattern import Pattern
@@ -147,16 +153,16 @@ def prune_nm(
     virtual = len(order) - weights.shape[1]
     W = torch.nn.functional.pad(weights.detach().to(H.dtype), (0, virtual))
     # A virtual column is zero and moves nothing.
-    H = torch.block_diag(H, H.diagonal().mean() * torch.eye(virtual, dtype=H.dtype).to(H))
-    live = order < weights.shape[1]
-    root = _inverse_root(H[order][:, order], damp)
-    choice = _Choice(pattern.n, pattern.m, live, H.diagonal()[order] > 0)
+    padded = torch.block_diag(H, H.diagonal().mean() * torch.eye(virtual).to(H))
+    live = (order < weights.shape[1]).to(H.device)
+    root = _inverse_root(padded[order][:, order], damp)
+    choice = _Choice(pattern.n, pattern.m, live, padded.diagonal()[order] > 0)
     updated, kept = _sequential(W[:, order], root, choice, max(block_size, 1))
     found, mask = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool)
     found[:, order], mask[:, order] = updated, kept
     columns = weights.shape[1]
     found, mask = found[:, :columns], mask[:, :columns]
-    return Pruned(_no_worse(weights, found, mask, gram), mask)
+    return Pruned(_no_worse(weights, found, mask, H), mask)
 
 
 def compensate(
@@ -212,7 +218,7 @@ def compensate(
     root = _inverse_root(H, damp)
     W = weights.detach().to(H.dtype)
     updated, _ = _sequential(W, root, _Given(kept), max(block_size, 1))
-    return _no_worse(weights, updated, kept, gram)
+    return _no_worse(weights, updated, kept, H)
 
 
 def fasterprune(
@@ -354,13 +360,12 @@ def _inverse_root(H: torch.Tensor, damp: float) -> torch.Tensor:
 
 
 def _no_worse(
-    weights: torch.Tensor, updated: torch.Tensor, mask: torch.Tensor, gram: torch.Tensor
+    weights: torch.Tensor, updated: torch.Tensor, mask: torch.Tensor, H: torch.Tensor
 ) -> torch.Tensor:
     """The updated weights in the dtype of the old; rows that lose more than by the bare mask, bare.
 
     Losses are those by the undamped H.
     """
-    H = _checked_gram(weights, gram)
     after = updated.to(weights.dtype) * mask
     bare = weights.detach() * mask
     worse = _losses(weights, after, H) > _losses(weights, bare, H)

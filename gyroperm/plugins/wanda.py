@@ -15,7 +15,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        "gyroperm.plugins.wanda needs torch: pip install 'gyroperm[torch]' (tested with 2.13.0)"
+    ) from error
 
 import gyroperm
 from gyroperm.pattern import Pattern

@@ -51,6 +51,21 @@ def test_the_package_of_plug_ins_imports_no_toolkit():
             "pip install 'torch-pruning==1.6.1'",
             "torch-pruning 1.6.1, torch 2.13.0",
         ),
+        (
+            "modelopt",
+            "modelopt",
+            "pip install 'gyroperm[modelopt]'",
+            "nvidia-modelopt 0.47.0, torch 2.13.0",
+        ),
+        (
+            "llmcompressor",
+            "llmcompressor",
+            "pip install 'gyroperm[llmcompressor]'",
+            "llmcompressor 0.14.0, transformers 5.17.0, torch 2.13.0",
+        ),
+        ("sparsegpt", "torch", "pip install 'gyroperm[torch]'", "2.13.0"),
+        ("wanda", "torch", "pip install 'gyroperm[torch]'", "2.13.0"),
+        ("apex_asp", "torch", "pip install 'gyroperm[torch]'", "2.13.0"),
     ],
 )
 def test_what_is_missing_is_named(plugin, toolkit, install, tested):

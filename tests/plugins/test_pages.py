@@ -10,6 +10,7 @@ from doc_pages import run_script
         ("torch_prune", "retained"),
         ("torch_ao", "2.weight"),
         ("semi_structured", "of the magnitude"),
+        ("sparsegpt_and_wanda", "under a permutation"),
     ],
 )
 def test_the_script_of_a_page(page, said, tmp_path):

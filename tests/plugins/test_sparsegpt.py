@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from doc_pages import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -288,11 +287,3 @@ def test_bad_arguments_are_named():
         sparsegpt.compensate(weights, gram / 0, mask)
     with pytest.raises(ValueError, match=r"weights must be \(R, C\)"):
         sparsegpt.prune_nm(weights[0], gram)
-
-
-# --- the page
-
-
-def test_the_script_of_the_page(tmp_path):
-    printed = run_script("plugins/sparsegpt_and_wanda.md", tmp_path)
-    assert "under a permutation" in printed
