@@ -12,6 +12,7 @@ transformers 5.17 and torch 2.13.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -58,7 +59,10 @@ class ReorderModifier(_modifiers.Modifier):  # type: ignore[name-defined]
     """Reorder a model's channels, so that the N:M masks of the modifiers behind it keep more.
 
     Runs when the recipe is initialised, before any of them is calibrated. The model computes what
-    it did, which is verified.
+    it did, which is verified. Hidden states that are asked for (``output_hidden_states``) leave it
+    in the new order, and nothing else; a model that returns them unasked, such as an encoder, is
+    refused unless ``sites`` names others than its residual stream. The checkpoint has no tensor
+    more than before.
 
     Attributes
     ----------
@@ -102,7 +106,9 @@ class ReorderModifier(_modifiers.Modifier):  # type: ignore[name-defined]
                 f"targets {self.targets} without {self.ignore} leave no linear layer or "
                 f"convolution of {type(model).__name__}"
             )
-        found = coupling(model, self.graph, inputs=self.inputs)
+        # Hidden states leave as they are: what would put them back is another forward, which the
+        # modifiers' tracing cannot read, and another tensor in the checkpoint.
+        found = replace(coupling(model, self.graph, inputs=self.inputs), leaving=())
         orders = searched_orders(found, self._scores(layers, state), pattern, **self.search)
         if self.sites is not None:
             orders = {

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import gyroperm
 from gyroperm import Pattern
-from gyroperm.models import Coupled, FunctionChanged, Spec
+from gyroperm.models import Coupled, FunctionChanged, Leaving, Spec
 from gyroperm.plugins import llmcompressor as plugin
 from gyroperm.plugins import sparsegpt
 
@@ -36,6 +36,29 @@ FFN = Spec(
             order="c",
         ),
     ),
+)
+LAYER = "model.layers.{i}."
+RESIDUAL = Spec(
+    "llama",
+    (
+        *FFN.coupled,
+        Coupled(
+            "residual",
+            {
+                "model.embed_tokens.weight[1]": "d",
+                **{f"{LAYER}self_attn.{one}_proj.weight[1]": "d" for one in "qkv"},
+                f"{LAYER}self_attn.o_proj.weight[0]": "d",
+                **{f"{MLP}{one}_proj.weight[1]": "d" for one in ("gate", "up")},
+                f"{MLP}down_proj.weight[0]": "d",
+                f"{LAYER}input_layernorm.weight[0]": "d",
+                f"{LAYER}post_attention_layernorm.weight[0]": "d",
+                "model.norm.weight[0]": "d",
+                "lm_head.weight[1]": "d",
+            },
+            order="d",
+        ),
+    ),
+    (Leaving("hidden_states", "residual"),),
 )
 DOWN = [f"model.layers.{i}.mlp.down_proj" for i in range(2)]
 
@@ -148,6 +171,22 @@ def test_the_modifiers_behind_it_keep_more(model, data, modifier):
     assert lost < 0.99 * plain_lost
     if modifier is WandaPruningModifier:
         assert kept(model) > 1.02 * kept(plain)
+
+
+def test_the_residual_stream_moves_and_the_checkpoint_has_no_new_tensor(model, data):
+    before, names = logits(model, data), list(model.state_dict())
+    queries = [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
+    plain = copy.deepcopy(model)
+    reorder = plugin.ReorderModifier(graph=RESIDUAL, ignore=IGNORE, search=SEARCH)
+    run(model, data, reorder)
+    assert "residual" in reorder.orders
+    torch.testing.assert_close(logits(model, data), before, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+    # The modifiers' own tracing follows the model as before.
+    wanda = {"sparsity": 0.5, "mask_structure": "2:4", "ignore": IGNORE}
+    run(plain, data, WandaPruningModifier(**wanda))
+    run(model, data, WandaPruningModifier(**wanda))
+    assert kept(model, queries) > kept(plain, queries)
 
 
 def test_a_mask_structure_says_how_many_go(model, data):
