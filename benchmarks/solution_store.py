@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ from numpy.typing import NDArray
 import gyroperm
 from benchmarks.machine import code_digest
 from gyroperm import Pattern, Solution
+from gyroperm.stored import read_stored, stored_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class SolutionStore:
     def solve(self, task: Task, weights: NDArray[np.floating]) -> Solved:
         """The solution of a task for these weights."""
         path = self.folder / _file_name(task, weights)
-        stored = None if self.fresh else _read(path, weights)
+        stored = None if self.fresh else read_stored(path, task.pattern, np.abs(weights))
         if stored is not None:
             return Solved(task, stored, from_store=True)
         solution = gyroperm.solve(
@@ -84,21 +81,10 @@ class SolutionStore:
 
 
 def _file_name(task: Task, weights: NDArray[np.floating]) -> str:
-    described = {**asdict(task), "code": code_digest(), "shape": weights.shape}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    digest.update(weights.dtype.str.encode())
-    digest.update(np.ascontiguousarray(weights).data)
-    parts = (task.layer, str(task.pattern), task.method, digest.hexdigest()[:16])
-    return re.sub(r"[^\w.\-]+", "_", ".".join(parts)) + ".npz"
-
-
-def _read(path: Path, weights: NDArray[np.floating]) -> Solution | None:
-    """A stored solution; None if there is none, or it is damaged or not of these weights."""
-    if not path.exists():
-        return None
-    try:
-        solution = Solution.load(path)
-    except (ValueError, KeyError):
-        return None
-    kept = gyroperm.retained(np.abs(weights), solution.mask)
-    return solution if math.isclose(kept, solution.retained, rel_tol=1e-9) else None
+    settings = {
+        "method": task.method,
+        "time_limit": task.time_limit,
+        "seed": task.seed,
+        "code": code_digest(),
+    }
+    return stored_name(task.layer, task.pattern, settings, weights)

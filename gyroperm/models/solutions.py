@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,11 @@ from numpy.typing import NDArray
 import gyroperm
 from gyroperm.arrangement import Arrangement
 from gyroperm.engine import solve
-from gyroperm.measures import retained
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.solution import Solution
 from gyroperm.stopping import AllOf, AnyOf, Stop
+from gyroperm.stored import read_stored, stored_name
 from gyroperm.views import WeightView
 
 
@@ -78,7 +74,7 @@ class Searches:
             Where to start.
         """
         path = self.store and self.store / self._file_name(name, saliency, groups, initial)
-        stored = path and self._read(path, saliency)
+        stored = path and read_stored(path, self.pattern, saliency)
         if stored:
             return stored
         solution = solve(
@@ -134,37 +130,18 @@ class Searches:
     ) -> str:
         settings = {
             "version": gyroperm.__version__,
-            "pattern": asdict(self.pattern),
             "method": self.method,
             "options": repr(self.options),
             "stop": described_stop(self.stop),
             "time_limit": self.time_limit,
             "seed": self.seed,
             "groups": groups,
-            "shape": saliency.shape,
-            "dtype": saliency.dtype.str,
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(saliency).data)
+        start: list[NDArray[np.uint8]] = []
         if initial is not None:
             masks = initial.mask if initial.view.listed else [initial.mask]
-            for mask in masks:
-                digest.update(np.packbits(mask).data)
-        parts = (name, str(self.pattern), self.method, digest.hexdigest()[:16])
-        return re.sub(r"[^\w.\-]+", "_", ".".join(parts))[-200:] + ".npz"
-
-    def _read(self, path: Path, saliency: NDArray[np.floating]) -> Solution | None:
-        """A stored solution; None if there is none, or it is damaged or not of this saliency."""
-        if not path.exists():
-            return None
-        try:
-            solution = Solution.load(path)
-        except ValueError:
-            return None
-        if solution.pattern != self.pattern or solution.view.shapes != (saliency.shape,):
-            return None
-        kept = retained(saliency, solution.mask)
-        return solution if math.isclose(kept, solution.retained, rel_tol=1e-9) else None
+            start = [np.packbits(mask) for mask in masks]
+        return stored_name(name, self.pattern, settings, saliency, *start)
 
 
 def described_stop(stop: Stop | None) -> str:
