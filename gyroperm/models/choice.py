@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -33,6 +33,11 @@ class Choice:
     skipped: dict[str, str]
     known: dict[str, PrunableLayer]
     names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def by_tensor(self) -> dict[str, PrunableLayer]:
+        """All linear layers and convolutions, by every name of their weight."""
+        return {alias: self.known[name] for alias, name in self.names.items()}
 
 
 def choose(
@@ -68,11 +73,10 @@ def choose(
         not fit and ``strict`` is set.
     """
     known = prunable_layers(model)
-    ids = {id(layer.parameter): layer.name for layer in known.values()}
+    names = _names(model, known)
     aliases: dict[str, list[str]] = {name: [] for name in known}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in ids:
-            aliases[ids[id(parameter)]].append(name)
+    for alias, name in names.items():
+        aliases[name].append(alias)
     wanted = _expressions("include", include, aliases)
     unwanted = _expressions("exclude", exclude, aliases)
     looked_up = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
@@ -95,7 +99,21 @@ def choose(
     if not pruned:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4])
         raise ValueError(f"{type(model).__name__} has nothing to prune: {why or 'no weights'}")
-    return Choice(pruned, skipped, known, {a: n for n, own in aliases.items() for a in own})
+    return Choice(pruned, skipped, known, names)
+
+
+def chosen_before(model: nn.Module, masked: Iterable[str]) -> Choice:
+    """The layers whose weights have these names, in this order."""
+    known = prunable_layers(model)
+    names = _names(model, known)
+    return Choice([known[names[name]] for name in masked], {}, known, names)
+
+
+def _names(model: nn.Module, layers: Mapping[str, PrunableLayer]) -> dict[str, str]:
+    """The layer of every name of its weight."""
+    ids = {id(layer.parameter): layer.name for layer in layers.values()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: ids[id(one)] for name, one in named if id(one) in ids}
 
 
 def _expressions(

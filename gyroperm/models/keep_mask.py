@@ -12,10 +12,9 @@ from torch import nn
 
 from gyroperm.arrangement import Arrangement
 from gyroperm.models.calibration import Calibration
-from gyroperm.models.choice import Choice
+from gyroperm.models.choice import Choice, chosen_before
 from gyroperm.models.graph import named_tensors
 from gyroperm.models.layer_saliency import LayerSaliency, Named, SaliencyFunction
-from gyroperm.models.layers import PrunableLayer, prunable_layers
 from gyroperm.models.permute import permute
 from gyroperm.models.report import Report
 from gyroperm.models.solutions import Searches
@@ -254,7 +253,7 @@ class KeepMask:
             self._calibration = calibration
         kind = self._report.saliency if saliency is None else saliency
         measured = LayerSaliency(kind, self._calibration)
-        choice = _chosen(self._model, self._masks)
+        choice = chosen_before(self._model, self._masks)
         measured.check(choice.pruned)
         masks = (
             self._again_in_place(choice, measured, searches)
@@ -286,7 +285,14 @@ class KeepMask:
         also: Mapping[str, Any] | None,
     ) -> dict[str, torch.Tensor]:
         assert self._report is not None and self._report.graph is not None
-        found, present = search_sites(self._report.graph, choice, saliency, searches, onward=True)
+        found, present = search_sites(
+            self._report.graph,
+            choice.by_tensor,
+            {layer.name for layer in choice.pruned},
+            lambda name: saliency.of(choice.known[name]),
+            searches,
+            onward=True,
+        )
         permute(
             self._model,
             found.orders,
@@ -313,15 +319,3 @@ class KeepMask:
                     if isinstance(value, torch.Tensor) and value.shape == own.shape:
                         followers.setdefault(name, []).append(value)
         return followers
-
-
-def _chosen(model: nn.Module, names: Iterable[str]) -> Choice:
-    """The layers that are masked already."""
-    known: dict[str, PrunableLayer] = prunable_layers(model)
-    ids = {id(layer.parameter): layer.name for layer in known.values()}
-    aliases = {
-        name: ids[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if id(parameter) in ids
-    }
-    return Choice([known[aliases[name]] for name in names], {}, known, aliases)

@@ -63,6 +63,11 @@ class PrunableLayer:
         """Whether it is one."""
         return len(self.shape) > 2
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of :meth:`weights`: float32 for what is stored in less."""
+        return np.dtype(np.float64 if self.parameter.dtype == torch.float64 else np.float32)
+
     def oriented(self, array: Any) -> Any:
         """An array or tensor of the parameter's layout as (out, in, ...), or the way back."""
         return array.T if self.transposed else array
@@ -131,7 +136,10 @@ def _why_no_layer(module: nn.Module, parameter: nn.Parameter) -> str:
         return "not initialised: run the model once before"
     if parameter.dim() < 2:
         return ""
-    return f"a parameter of {type(module).__name__}, which is no linear layer or convolution"
+    return (
+        f"a parameter of {type(module).__name__}; linear layers and convolutions over one or two "
+        f"dimensions are pruned"
+    )
 
 
 def why_unfit(layer: PrunableLayer) -> str:

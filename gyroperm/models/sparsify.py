@@ -118,8 +118,10 @@ def sparsify(
     ValueError
         If an argument does not fit, a weight is not finite, or a layer's calibration is missing;
         the message names the layer.
+    TypeError
+        If the pattern, the graph or the calibration is nothing of the above.
     FunctionChanged
-        If the reordered model computes something else.
+        If the reordered model computes something else; it names the first module that does.
 
     Examples
     --------
@@ -299,7 +301,12 @@ class _Run:
         before = {layer.name: self._before(layer) for layer in self.choice.pruned}
         with _bar(len(graph.sites), "site", self.progress) as bar:
             found, present = search_sites(
-                graph, self.choice, self.saliency, self.searches, progress=bar
+                graph,
+                self.choice.by_tensor,
+                set(before),
+                lambda name: self.saliency.of(self.choice.known[name]),
+                self.searches,
+                progress=bar,
             )
         equal = permute(self.model, found.orders, graph=graph, verified=verified, inputs=inputs)
         self.saliency = self.saliency.reordered(

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm import measures
-from gyroperm.models.choice import Choice
 from gyroperm.models.graph import CouplingGraph
-from gyroperm.models.layer_saliency import LayerSaliency
-from gyroperm.models.layers import PrunableLayer
 from gyroperm.models.sites import Axis, Site
 from gyroperm.models.solutions import Searches
 
 _Columns = NDArray[np.int64]
+
+
+class Weight(Protocol):
+    """What is asked of a weight: its name, and how its saliency lies."""
+
+    @property
+    def name(self) -> str:
+        """By which its saliency is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As (out, in, ...), where in are the channels of one group."""
+
+    @property
+    def groups(self) -> int:
+        """Of a grouped convolution."""
+
+    @property
+    def input_dim(self) -> int:
+        """The dimension of the stored tensor that is its input channels."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its saliency."""
+
+
+#: From the name of a weight to its saliency, shape (out, in, ...).
+SaliencyOf = Callable[[str], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +115,7 @@ class _Part:
     that whole groups of m make up, else None; ``groups`` are the convolution's, from and to.
     """
 
-    layer: PrunableLayer
+    layer: Weight
     axis: Axis
     groups: tuple[int, int]
     columns: _Columns | None
@@ -106,13 +131,13 @@ class Present:
         kept track of.
     """
 
-    def __init__(self, layers: Iterable[PrunableLayer]) -> None:
+    def __init__(self, layers: Iterable[Weight]) -> None:
         self._order = {
             layer.name: np.tile(np.arange(layer.shape[1]), (layer.groups, 1)) for layer in layers
         }
         self.lost: set[str] = set()
 
-    def columns(self, layer: PrunableLayer, group: int) -> _Columns:
+    def columns(self, layer: Weight, group: int) -> _Columns:
         """The order of the input channels of one group, shape (C,)."""
         return self._order[layer.name][group]
 
@@ -135,8 +160,9 @@ class Present:
 
 def search_sites(
     graph: CouplingGraph,
-    choice: Choice,
-    saliency: LayerSaliency,
+    layers: Mapping[str, Weight],
+    pruned: Container[str],
+    saliency: SaliencyOf,
     searches: Searches,
     *,
     onward: bool = False,
@@ -144,14 +170,18 @@ def search_sites(
 ) -> tuple[Found, Present]:
     """Search the order of every free site whose elements are input channels of pruned weights.
 
-    The model is not changed. One site at a time: its weights' saliencies are one tall matrix.
+    One site at a time: its weights' saliencies are one tall matrix.
 
     Parameters
     ----------
     graph : CouplingGraph
-    choice : Choice
-        Which layers are pruned.
-    saliency : LayerSaliency
+    layers : mapping of str to Weight
+        By the name of the tensor in the graph, one that has several under each: those that are
+        pruned, and what else has input channels to keep track of.
+    pruned : container of str
+        Names of the weights that are.
+    saliency : callable
+        Asked for the weights that are pruned, one after the other.
     searches : Searches
         Of a plain N:M pattern.
     onward : bool
@@ -163,12 +193,13 @@ def search_sites(
     -------
     Found, Present
     """
-    found, present = Found(), Present(choice.known.values())
-    chosen = {layer.name for layer in choice.pruned}
+    found, present = Found(), Present(layers.values())
     cached = _OneSaliency(saliency)
-    for site in graph.sites:
-        every = list(_parts(site, choice, searches.pattern.m))
-        parts = [part for part in every if part.layer.name in chosen]
+    for number, site in enumerate(graph.sites):
+        if progress is not None:
+            progress.update(number - progress.n)
+        every = list(_parts(site, layers, searches.pattern.m))
+        parts = [part for part in every if part.layer.name in pruned]
         runs = [part for part in parts if part.columns is not None]
         reason = _why_not(site, parts, runs, searches.pattern.m)
         if reason is not None:
@@ -189,7 +220,7 @@ def search_sites(
         found.orders[site.name] = order
         for part in every:
             present.move(part, order)
-        present.lost |= _depthwise(site, choice)
+        present.lost |= _depthwise(site, layers)
     return found, present
 
 
@@ -207,16 +238,15 @@ def _why_not(site: Site, parts: list[_Part], runs: list[_Part], m: int) -> str |
     return f"its channels do not lie in runs of whole groups of {m}"
 
 
-def _depthwise(site: Site, choice: Choice) -> set[str]:
-    layers = (choice.known[choice.names[a.tensor]] for a in site.axes if a.tensor in choice.names)
-    return {layer.name for layer in layers if layer.groups > 1 and layer.shape[1] == 1}
+def _depthwise(site: Site, layers: Mapping[str, Weight]) -> set[str]:
+    own = (layers[axis.tensor] for axis in site.axes if axis.tensor in layers)
+    return {layer.name for layer in own if layer.groups > 1 and layer.shape[1] == 1}
 
 
-def _parts(site: Site, choice: Choice, m: int) -> Iterator[_Part]:
+def _parts(site: Site, layers: Mapping[str, Weight], m: int) -> Iterator[_Part]:
     done: set[tuple[str, bytes, Any]] = set()
     for axis in site.axes:
-        name = choice.names.get(axis.tensor)
-        layer = choice.known.get(name) if name else None
+        layer = layers.get(axis.tensor)
         if layer is None or axis.dim != layer.input_dim:
             continue
         key = (layer.name, axis.members.tobytes(), axis.rows)
@@ -234,7 +264,7 @@ def _parts(site: Site, choice: Choice, m: int) -> Iterator[_Part]:
             yield _Part(layer, own, groups, copy)
 
 
-def _groups(axis: Axis, layer: PrunableLayer) -> tuple[int, int] | None:
+def _groups(axis: Axis, layer: Weight) -> tuple[int, int] | None:
     """The convolution groups that an axis means; None for rows that are no whole groups."""
     if axis.rows is None:
         return 0, layer.groups
@@ -255,16 +285,16 @@ def _run(columns: _Columns, m: int) -> _Columns | None:
 class _OneSaliency:
     """The saliency of the layer that was asked for last: heads ask for the same one by one."""
 
-    def __init__(self, saliency: LayerSaliency) -> None:
+    def __init__(self, saliency: SaliencyOf) -> None:
         self._saliency = saliency
         self._name = ""
         self._array: NDArray[np.floating] | None = None
 
-    def of(self, layer: PrunableLayer) -> NDArray[np.floating]:
+    def of(self, layer: Weight) -> NDArray[np.floating]:
         if self._array is None or self._name != layer.name:
             # Gone before the next one comes.
             self._array = None
-            self._array, self._name = self._saliency.of(layer), layer.name
+            self._array, self._name = self._saliency(layer.name), layer.name
         return self._array
 
     def forget(self) -> None:
@@ -288,10 +318,8 @@ def _stacked(parts: list[_Part], saliency: _OneSaliency, present: Present) -> ND
     """The saliencies of all parts, one below the other, shape (rows, size)."""
     columns = parts[0].columns
     assert columns is not None
-    wide = any(part.layer.parameter.element_size() > 4 for part in parts)
-    matrix = np.empty(
-        (sum(map(_rows, parts)), len(columns)), dtype=np.float64 if wide else np.float32
-    )
+    dtype = np.result_type(*(part.layer.dtype for part in parts))
+    matrix = np.empty((sum(map(_rows, parts)), len(columns)), dtype)
     row = 0
     for part in parts:
         whole = saliency.of(part.layer)
@@ -304,7 +332,7 @@ def _stacked(parts: list[_Part], saliency: _OneSaliency, present: Present) -> ND
 
 
 def _group_matrix(
-    saliency: NDArray[np.floating], layer: PrunableLayer, group: int
+    saliency: NDArray[np.floating], layer: Weight, group: int
 ) -> NDArray[np.floating]:
     """One convolution group as a matrix whose columns are its input channels."""
     rows = layer.shape[0] // layer.groups

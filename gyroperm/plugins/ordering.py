@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import gyroperm
+from gyroperm.arrays import to_numpy
 from gyroperm.models.graph import CouplingGraph
-from gyroperm.models.sites import Axis
+from gyroperm.models.solutions import Searches
+from gyroperm.models.stacks import search_sites
 from gyroperm.pattern import Pattern
 
 
 def searched_orders(
     graph: CouplingGraph,
-    saliencies: Mapping[str, NDArray[np.floating]],
+    saliencies: Mapping[str, Any],
     pattern: Pattern,
     **search: Any,
 ) -> dict[str, NDArray[np.int64]]:
     """For each site that may move, the order under which plain N:M masks keep the most.
 
-    The columns of all weights that share the site are stacked and searched together. Sites do not
-    depend on each other: what one reorders in another's weights is rows, or other groups of m.
+    As :func:`gyroperm.models.sparsify` with surgery does it: the columns of all weights that share
+    a site are stacked and searched together, and weights that move along with them, but not in
+    whole groups of m, are counted before an order is taken.
 
     Parameters
     ----------
     graph : CouplingGraph
-    saliencies : mapping of str to ndarray, shape (R, C) or (R, C, kh, kw)
-        By the weight's name; the weights that will be pruned, none other.
+    saliencies : mapping of str to array_like, shape (R, C) or (R, C, kh, kw)
+        By the name of the weight in the graph; the weights that will be pruned, none other.
     pattern : Pattern
         Plain N:M.
     search
-        Further arguments of :func:`gyroperm.solve`, such as ``normalize=True`` to make layers of
-        different scale count alike.
+        How each search is made: ``method``, ``options``, ``stop``, ``time_limit``, ``seed``,
+        ``threads`` of :func:`gyroperm.solve`.
 
     Returns
     -------
     dict of str to ndarray of int64, shape (size,)
         Orders for :func:`gyroperm.models.permute`. A site is missing if no weight's groups of m
-        lie within it.
+        lie within it, or if its order would cost more than it brings.
 
     Raises
     ------
@@ -49,28 +52,37 @@ def searched_orders(
     """
     if not pattern.is_plain:
         raise ValueError(f"kernels that read reordered channels need plain N:M, got {pattern}")
-    orders = {}
-    for site in graph.free:
-        stacked = [
-            _columns(saliencies[axis.tensor], axis)
-            for axis in site.axes
-            if axis.dim == 1 and axis.tensor in saliencies and _holds_groups(axis, pattern.m)
-        ]
-        if stacked:
-            solution = gyroperm.solve(stacked, saliency=stacked, pattern=pattern, **search)
-            orders[site.name] = np.asarray(solution.col_order, dtype=np.int64)
-    return orders
+    arrays = {name: to_numpy(one, f"the saliency of {name}") for name, one in saliencies.items()}
+    weights = {
+        name: _Scored(name, array, _groups(graph, name, len(array)))
+        for name, array in arrays.items()
+    }
+    found, _ = search_sites(
+        graph, weights, set(weights), arrays.__getitem__, Searches(pattern, **search)
+    )
+    return found.orders
 
 
-def _holds_groups(axis: Axis, m: int) -> bool:
-    """Whether the axis is made of whole groups of m consecutive positions."""
-    size, first = len(axis.members), axis.members[0]
-    consecutive = np.array_equal(axis.members, first + np.arange(size)[:, None])
-    return consecutive and size % m == 0 and not (first % m).any()
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """A weight of which no more is known than its saliency."""
+
+    name: str
+    saliency: NDArray[np.floating]
+    groups: int
+    input_dim: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.saliency.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.saliency.dtype
 
 
-def _columns(saliency: NDArray[np.floating], axis: Axis) -> NDArray[np.floating]:
-    """A site's columns of a weight, (rows, size); copies and kernel positions become rows."""
-    rows = saliency if axis.rows is None else saliency[slice(*axis.rows)]
-    columns = np.moveaxis(rows[:, axis.members], 1, -1)
-    return np.ascontiguousarray(columns.reshape(-1, len(axis.members)))
+def _groups(graph: CouplingGraph, name: str, rows: int) -> int:
+    """The groups of a grouped convolution: each has rows, and inputs in an order, of its own."""
+    axes = [axis for site in graph.sites for axis in site.axes if axis.tensor == name]
+    blocks = [axis.rows[1] - axis.rows[0] for axis in axes if axis.dim == 1 and axis.rows]
+    return rows // min(blocks, default=rows)

@@ -57,7 +57,7 @@ def order_for_wanda(
     inputs : Tensor, tuple or mapping, optional
         To trace and to compare with; the first batch by default.
     search
-        Further arguments of :func:`gyroperm.solve`.
+        Settings of each search; see :func:`gyroperm.plugins.ordering.searched_orders`.
 
     Returns
     -------

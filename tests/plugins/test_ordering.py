@@ -7,8 +7,9 @@ from torch import nn
 
 import gyroperm
 from gyroperm import Pattern
-from gyroperm.models import Coupled, CouplingGraph, Spec, permute
+from gyroperm.models import Coupled, CouplingGraph, Spec, permute, sparsify
 from gyroperm.plugins.ordering import searched_orders
+from small_models import CNN, cnn, grouped, pictures
 
 SEARCH = {"seed": 0, "stop": gyroperm.MaxRounds(50), "threads": 1}
 
@@ -89,6 +90,29 @@ def test_layers_that_share_a_site_are_searched_together_or_not_at_all():
     expected = gyroperm.solve(list(given.values()), pattern=pattern, **SEARCH)
     np.testing.assert_array_equal(orders["read"], expected.col_order)
     assert expected.retained > expected.identity
+
+
+def test_each_group_of_a_grouped_convolution_has_its_own_order():
+    model, graph = grouped()
+    weight = model.grouped.weight.detach().abs().numpy()
+    orders = searched_orders(graph, {"grouped.weight": weight}, Pattern.nm(), **SEARCH)
+    assert set(orders) == {"inputs[0]", "inputs[1]"}
+    for g in range(2):
+        own = np.moveaxis(weight[6 * g : 6 * g + 6], 1, -1).reshape(-1, 8)
+        expected = gyroperm.solve(own, **SEARCH)
+        np.testing.assert_array_equal(orders[f"inputs[{g}]"], expected.col_order)
+
+
+def test_the_orders_are_those_of_sparsify():
+    model = cnn()
+    weights = {n: p.detach().abs().numpy() for n, p in model.named_parameters() if p.dim() > 1}
+    inputs = pictures()[0]
+    options = {"graph": CNN, "inputs": inputs, "progress": False}
+    report = sparsify(model, "2:4", surgery=True, **options, **SEARCH)
+    given = {name: weights[name] for name in report.masks}
+    orders = searched_orders(report.graph, given, Pattern.nm(), **SEARCH)
+    assert orders.keys() == report.orders.keys() and orders
+    assert all(np.array_equal(orders[name], report.orders[name]) for name in orders)
 
 
 def test_only_plain_patterns():
