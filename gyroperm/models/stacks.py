@@ -232,8 +232,8 @@ def _why_not(site: Site, parts: list[_Part], runs: list[_Part], m: int) -> str |
         return f"fixed: {site.reason}"
     if runs:
         return None if site.size > m else ""
-    if site.constraint == "whole blocks":
-        # Blocks of whole groups keep their groups wherever they go.
+    if all(_whole_groups(part.axis, m) for part in parts):
+        # Heads and the like: groups stay as they are, wherever they go.
         return ""
     return f"its channels do not lie in runs of whole groups of {m}"
 
@@ -280,6 +280,15 @@ def _run(columns: _Columns, m: int) -> _Columns | None:
     if first % m or size % m or not np.array_equal(columns, np.arange(first, first + size)):
         return None
     return columns
+
+
+def _whole_groups(axis: Axis, m: int) -> bool:
+    """Whether each element is made up of whole groups."""
+    if axis.copies % m:
+        return False
+    groups = np.sort(axis.members, axis=1).reshape(-1, m)
+    first = groups[:, :1]
+    return not (first % m).any() and np.array_equal(groups, first + np.arange(m))
 
 
 class _OneSaliency:
