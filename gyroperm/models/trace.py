@@ -109,7 +109,14 @@ class _Run:
                 return fx.map_arg(node.args[0], known.__getitem__)
             else:
                 known[node] = self._called(node, known, inside)
+                if self._call.unseen and not node.users:
+                    self._taken_out(known[node])
         raise AssertionError("a graph without an output")
+
+    def _taken_out(self, values: Any) -> None:
+        """What no operation reads may have been read by Python."""
+        for value in _leaves(values):
+            self._follower.pinned(value, value.factors, f"taken out after {self._follower.where}")
 
     def _called(self, node: fx.Node, known: dict[fx.Node, Any], inside: str) -> Any:
         args: Any = fx.map_arg(node.args, known.__getitem__)

@@ -44,12 +44,15 @@ class Captured:
         From a placeholder to the parameter or buffer that it stands for.
     constants : frozenset of str
         Placeholders that stand for tensors made on the way.
+    unseen : bool
+        Whether values may have been taken out and come back unseen: as numbers, or by NumPy.
     """
 
     source: str
     module: fx.GraphModule
     tensors: Mapping[str, str] = field(default_factory=dict)
     constants: frozenset[str] = frozenset()
+    unseen: bool = False
 
 
 def captured(model: nn.Module, inputs: Any = None) -> Captured:
@@ -129,7 +132,8 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     record = make_fx(functionalize(call, remove="mutations"), _error_on_data_dependent_ops=False)
     module = record(list(state.values()), [flat[k] for k in places])
     holders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-    return Captured("traced by torch.fx", module, dict(zip(holders, state, strict=False)))
+    tensors = dict(zip(holders, state, strict=False))
+    return Captured("traced by torch.fx", module, tensors, unseen=True)
 
 
 def _cause(error: BaseException) -> str:
