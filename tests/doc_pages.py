@@ -1,4 +1,4 @@
-"""Pages of docs/ whose one script must run as it stands."""
+"""Pages of docs/ whose code must run as it stands, from top to bottom."""
 
 import re
 import subprocess
@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 
 def run_script(page, folder):
-    """Run a page's only Python block in a process of its own, in a folder; what it printed."""
-    (script,) = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
+    """Run a page's Python blocks in one process of their own, in a folder; what they printed."""
+    text = (DOCS / page).read_text()
+    script = ""
+    for block in _BLOCK.finditer(text):
+        # Errors show the line of the page.
+        script += "\n" * (text.count("\n", 0, block.start(1)) - script.count("\n")) + block[1]
+    assert script, f"{page} holds no Python"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         cwd=folder,
