@@ -21,6 +21,7 @@ from gyroperm.models.report import LayerReport, Report
 from gyroperm.models.sites import Axis, Site
 from gyroperm.models.sparsify import sparsify
 from gyroperm.models.spec import Coupled, Leaving, Spec
+from gyroperm.models.stacks import SiteResult
 from gyroperm.models.verify import FunctionChanged, Verified, reference, verify
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Leaving",
     "Report",
     "Site",
+    "SiteResult",
     "Spec",
     "Verified",
     "calibrate",

@@ -25,10 +25,16 @@ def coupling(
     inputs : Tensor, tuple or mapping, optional
         Example inputs, for tracing.
 
+    Returns
+    -------
+    CouplingGraph
+        Its ``source`` says where it comes from.
+
     Raises
     ------
     ValueError
-        If a spec does not fit, or the model can be neither recognised nor traced.
+        If a spec does not fit, or the model can be neither recognised nor traced; the message
+        names the operation that cannot be, and shows how to write a :class:`Spec`.
     TypeError
         If ``graph`` is neither.
     """

@@ -59,6 +59,15 @@ class CouplingGraph:
     def from_spec(cls, model: nn.Module, spec: Spec) -> CouplingGraph:
         """Expand a spec for a model.
 
+        Parameters
+        ----------
+        model : nn.Module
+        spec : Spec
+
+        Returns
+        -------
+        CouplingGraph
+
         Raises
         ------
         ValueError

@@ -79,12 +79,18 @@ def reference(model: nn.Module, inputs: Any = None) -> Reference:
     ----------
     model : nn.Module
     inputs : Tensor, tuple, mapping or None
-        See :func:`gyroperm.models.inputs.model_inputs`.
+        A tensor is the only argument; a tuple or list holds the arguments, a mapping the keyword
+        arguments. Made up for Hugging Face models.
+
+    Returns
+    -------
+    Reference
+        For :func:`verify`: inputs, outputs, and the precision they were computed in.
 
     Raises
     ------
     ValueError
-        If an output is NaN or infinite, or there is none.
+        If an output is NaN or infinite, or there is none, or inputs are needed.
     """
     arguments = model_inputs(model, inputs)
     outputs, dtype = _run(model, arguments)
@@ -106,6 +112,11 @@ def verify(model: nn.Module, before: Reference) -> Verified:
     model : nn.Module
     before : Reference
         From :func:`reference`.
+
+    Returns
+    -------
+    Verified
+        The largest difference, what is allowed, and whether the function is the same.
     """
     outputs, dtype = _run(model, before.inputs)
     lowest = max(dtype, before.dtype, key=lambda one: TOLERANCES[one])
