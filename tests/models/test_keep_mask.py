@@ -295,6 +295,8 @@ RANKS = """
         dist.all_gather(both, weight)
         assert torch.equal(*both), name
     print("the same", len(masks), changed)
+    # Neither takes its connections down while the other still uses them.
+    dist.barrier()
     dist.destroy_process_group()
 """
 
