@@ -22,7 +22,6 @@ from gyroperm.models.calibration import Calibration, calibrate
 from gyroperm.models.choice import Choice, choose
 from gyroperm.models.coupling import coupling
 from gyroperm.models.graph import CouplingGraph
-from gyroperm.models.inputs import model_inputs
 from gyroperm.models.layer_saliency import LayerSaliency, Named, SaliencyFunction
 from gyroperm.models.layers import PrunableLayer
 from gyroperm.models.permute import permute, take_back
@@ -30,7 +29,7 @@ from gyroperm.models.report import LayerReport, Report
 from gyroperm.models.solutions import Searches, described_stop
 from gyroperm.models.spec import Spec
 from gyroperm.models.stacks import Found, search_sites
-from gyroperm.models.verify import Verified
+from gyroperm.models.verify import Verified, reference
 from gyroperm.pattern import Pattern
 from gyroperm.solution import Solution
 from gyroperm.stopping import Stop
@@ -160,8 +159,8 @@ def sparsify(
         inputs = _first(calibration) if inputs is None else inputs
         coupled = coupling(model, graph, inputs=inputs)
         if verified:
-            # Whoever lacks inputs hears of it before the search, not after.
-            model_inputs(model, inputs)
+            # Whoever lacks inputs, or gets NaN out, hears of it before the search, not after.
+            reference(model, inputs)
     for layer in choice.pruned:
         check_finite(layer.weights(), layer.name)
     measured = LayerSaliency(saliency, _calibrated(model, saliency, calibration, choice, progress))
