@@ -1,4 +1,4 @@
-"""Small randomly drawn models of each family: nothing in them is symmetric or zero."""
+"""Small models of each family, and what tests do to any model."""
 
 from __future__ import annotations
 
@@ -103,12 +103,18 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def small_model(family: str, kind: str = "Model", *, seed: int = 0, **changes: Any) -> nn.Module:
-    """A small model in evaluation mode, such as ``small_model("Llama", "ForCausalLM")``."""
+def new_model(family: str, kind: str = "Model", **changes: Any) -> nn.Module:
+    """A small model in evaluation mode as its library initialises it."""
     import transformers
 
     config = getattr(transformers, family + "Config")(**{**SMALL[family], **changes})
-    return redrawn(getattr(transformers, family + kind)(config), seed).eval()
+    made: nn.Module = getattr(transformers, family + kind)(config)
+    return made.eval()
+
+
+def small_model(family: str, kind: str = "Model", *, seed: int = 0, **changes: Any) -> nn.Module:
+    """The same with everything drawn, such as ``small_model("Llama", "ForCausalLM")``."""
+    return redrawn(new_model(family, kind, **changes), seed)
 
 
 def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Small models for the tests of gyroperm.models, with specs of their own."""
+"""Small models for the tests of gyroperm.models, and what pruning should keep of them."""
 
 from __future__ import annotations
 
@@ -7,139 +7,29 @@ import torch
 from torch import nn
 
 from gyroperm.models import Axis, Coupled, CouplingGraph, Site, Spec
-
-HEADS, KEY_VALUE_HEADS = 4, 2
+from small_families import new_model
 
 
 def bert(layers=2, seed=0):
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(seed)
-    return BertModel(
-        BertConfig(
-            vocab_size=50,
-            hidden_size=32,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=32,
-        )
-    ).eval()
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    return new_model("Bert", **sizes, num_hidden_layers=layers, vocab_size=50)
 
 
 def llama(seed=0):
     """With grouped-query attention: two query heads share a key-value head."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KEY_VALUE_HEADS,
-            max_position_embeddings=32,
-        )
-    ).eval()
-
-
-LLAMA = Spec(
-    "a small Llama",
-    (
-        Coupled(
-            "model.layers.{i}.values",
-            {
-                "model.layers.{i}.self_attn.v_proj.weight[0]": "kv hd",
-                "model.layers.{i}.self_attn.o_proj.weight[1]": "kv rep hd",
-            },
-            order="hd",
-            within="kv",
-            sizes={"kv": KEY_VALUE_HEADS, "rep": HEADS // KEY_VALUE_HEADS},
-        ),
-        Coupled(
-            "model.layers.{i}.ffn",
-            {
-                "model.layers.{i}.mlp.gate_proj.weight[0]": "c",
-                "model.layers.{i}.mlp.up_proj.weight[0]": "c",
-                "model.layers.{i}.mlp.down_proj.weight[1]": "c",
-            },
-            order="c",
-        ),
-        Coupled(
-            "residual",
-            {
-                "model.embed_tokens.weight[1]": "d",
-                "lm_head.weight[1]": "d",
-                "model.norm.weight[0]": "d",
-                **{
-                    f"model.layers.{{i}}.{name}.weight[{dim}]": "d"
-                    for names, dim in (
-                        (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 1),
-                        (("mlp.gate_proj", "mlp.up_proj"), 1),
-                        (("self_attn.o_proj", "mlp.down_proj"), 0),
-                        (("input_layernorm", "post_attention_layernorm"), 0),
-                    )
-                    for name in names
-                },
-            },
-            order="d",
-        ),
-    ),
-)
+    return new_model("Llama", "ForCausalLM", hidden_size=32, intermediate_size=48)
 
 
 def gpt2(seed=0):
     """Its Conv1D stores weights as (in, out); embeddings and output head are tied."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=32)
-    ).eval()
+    model = new_model("GPT2", "LMHeadModel", n_embd=32, n_head=2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return model
-
-
-GPT2 = Spec(
-    "a small GPT-2",
-    (
-        Coupled(
-            "transformer.h.{i}.ffn",
-            {
-                "transformer.h.{i}.mlp.c_fc.weight[1]": "c",
-                "transformer.h.{i}.mlp.c_fc.bias[0]": "c",
-                "transformer.h.{i}.mlp.c_proj.weight[0]": "c",
-            },
-            order="c",
-        ),
-        Coupled(
-            "residual",
-            {
-                "transformer.wte.weight[1]": "d",
-                "transformer.wpe.weight[1]": "d",
-                "lm_head.weight[1]": "d",
-                "transformer.ln_f.weight[0]": "d",
-                "transformer.ln_f.bias[0]": "d",
-                **{f"transformer.h.{{i}}.{n}[0]": "d" for n in ("attn.c_attn.weight",)},
-                **{
-                    f"transformer.h.{{i}}.{n}.{kind}[0]": "d"
-                    for n in ("ln_1", "ln_2")
-                    for kind in ("weight", "bias")
-                },
-                "transformer.h.{i}.attn.c_proj.weight[1]": "d",
-                "transformer.h.{i}.attn.c_proj.bias[0]": "d",
-                "transformer.h.{i}.mlp.c_fc.weight[0]": "d",
-                "transformer.h.{i}.mlp.c_proj.weight[1]": "d",
-                "transformer.h.{i}.mlp.c_proj.bias[0]": "d",
-            },
-            order="d",
-        ),
-    ),
-)
 
 
 class Cnn(nn.Module):
@@ -210,6 +100,38 @@ CNN = Spec(
         ),
     ),
 )
+
+
+class Residual(nn.Module):
+    """A basic block of ResNet."""
+
+    def __init__(self, inner, outer):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.short = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        y += self.short(x)
+        return torch.relu(y)
+
+
+class Inverted(nn.Module):
+    """A block of MobileNetV2: the depthwise convolution passes its channels through."""
+
+    def __init__(self, outer, inner):
+        super().__init__()
+        self.expand = nn.Conv2d(outer, inner, 1, bias=False)
+        self.bn = nn.BatchNorm2d(inner)
+        self.depth = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.act = nn.ReLU6(inplace=True)
+        self.reduce = nn.Conv2d(inner, outer, 1)
+
+    def forward(self, x):
+        return x + self.reduce(self.act(self.depth(self.act(self.bn(self.expand(x))))))
 
 
 class Grouped(nn.Module):

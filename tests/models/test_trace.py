@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from gyroperm.models import CouplingGraph, FunctionChanged, coupling, permute
 from gyroperm.models.sites import Axis, Site
 from gyroperm.models.trace import trace
-
-
-def shuffled(graph: CouplingGraph, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {site.name: rng.permutation(site.size) for site in graph.free}
+from small_families import random_orders
+from small_models import Inverted, Residual
 
 
 def traced(model: nn.Module, inputs: object, seed: int = 0) -> CouplingGraph:
@@ -33,7 +30,7 @@ def traced(model: nn.Module, inputs: object, seed: int = 0) -> CouplingGraph:
                 nn.init.uniform_(parameter, 0.2, 2)
     graph = trace(model, inputs)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    orders = shuffled(graph, seed)
+    orders = random_orders(graph, seed)
     verified = permute(model, orders, graph=graph, inputs=inputs)
     assert verified is not None and verified.error < 1e-10
     if any((np.diff(order) < 0).any() for order in orders.values()):
@@ -56,23 +53,6 @@ def vectors(module: str, *names: str) -> dict[str, int]:
 
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-
-
-class Residual(nn.Module):
-    """A basic block of ResNet."""
-
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.short = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        y += self.short(x)
-        return F.relu(y)
 
 
 class TestConvolutions:
@@ -111,19 +91,7 @@ class TestConvolutions:
     def test_inverted_residual(self) -> None:
         """MobileNetV2: depthwise convolutions pass through."""
 
-        class Inverted(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.expand = nn.Conv2d(4, 12, 1, bias=False)
-                self.bn = nn.BatchNorm2d(12)
-                self.depth = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
-                self.act = nn.ReLU6(inplace=True)
-                self.reduce = nn.Conv2d(12, 4, 1)
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x + self.reduce(self.act(self.depth(self.act(self.bn(self.expand(x))))))
-
-        model = nn.Sequential(nn.Conv2d(3, 4, 1), Inverted(), nn.Conv2d(4, 2, 1))
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), Inverted(4, 12), nn.Conv2d(4, 2, 1))
         graph = traced(model, picture(2, 3, 7, 7))
         assert found(graph, "1.expand") == (
             12,
@@ -491,6 +459,25 @@ class TestNotFollowed:
         assert {site.name: site.size for site in graph.free} == {"hidden": 7}
         assert graph.by_name["inner"].reason == "not followed through lstm in cells"
 
+    def test_what_numpy_reads_stays(self) -> None:
+        """Such values come back as a constant: nothing else ties their channels."""
+
+        class Outside(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.up, self.down, self.last = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                y = self.up(x)
+                y = torch.from_numpy(np.cumsum(y.numpy(), 1))
+                return self.last(torch.relu(self.down(y)))
+
+        graph = traced(Outside(), picture(2, 3))
+        assert graph.source == "traced by torch.fx"
+        assert [(site.name, site.size) for site in graph.free] == [("down", 6)]
+        assert graph.by_name["up"].reason.startswith("taken out after")
+        assert "meets a constant tensor" in graph.by_name["down#2"].reason
+
     def test_a_constant_for_each_channel_fixes_it(self) -> None:
         class Scaled(nn.Module):
             def __init__(self) -> None:
@@ -573,6 +560,14 @@ class TestFallback:
             coupling(Never(), inputs=picture(2, 3))
         assert "Coupled(" in str(error.value) and "docs/models.md" in str(error.value)
 
+    def test_an_operation_of_neither_is_named(self) -> None:
+        class Listed(nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.tensor([sorted(row) for row in super().forward(x).tolist()])
+
+        with pytest.raises(ValueError, match=r"torch.export says .*torch.fx says .*tolist\(\)"):
+            coupling(Listed(3, 4), inputs=torch.randn(2, 3))
+
     def test_inputs_are_asked_for(self) -> None:
         with pytest.raises(ValueError, match="inputs must be given") as error:
             coupling(nn.Linear(3, 4))
@@ -625,6 +620,7 @@ class Drawn(nn.Module):
         return self.last(F.adaptive_avg_pool2d(torch.tanh(x), 2).flatten(1))
 
 
+@settings(max_examples=10)
 @given(st.lists(BLOCKS, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_any_order_of_a_drawn_network_keeps_its_function(kinds: list[str], seed: int) -> None:
     graph = traced(Drawn(kinds), picture(2, 3, 4, 4), seed)

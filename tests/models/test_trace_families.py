@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    MobileNetV2Config,
-    MobileNetV2ForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    SwinConfig,
-    SwinForImageClassification,
-)
 
 from gyroperm.models import CouplingGraph, coupling, permute
 from gyroperm.models.trace import trace
+from small_families import random_orders, small_model
 
 
 def checked(model: nn.Module, inputs: Any = None, tolerance: float = 1e-10) -> CouplingGraph:
-    model.eval()
     graph = trace(model, inputs)
     assert graph.source == "traced by torch.export"
-    rng = np.random.default_rng(0)
-    orders = {site.name: rng.permutation(site.size) for site in graph.free}
-    verified = permute(model, orders, graph=graph, inputs=inputs)
+    verified = permute(model, random_orders(graph), graph=graph, inputs=inputs)
     assert verified is not None and verified.error < tolerance
     return graph
 
@@ -50,34 +30,24 @@ def axes_of(graph: CouplingGraph, *, free: bool = True) -> dict[frozenset[str], 
     return found
 
 
-BERT = {
-    "hidden_size": 24,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 2,
-    "intermediate_size": 32,
-    "vocab_size": 50,
-    "max_position_embeddings": 20,
-}
-
-
-@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
-def test_bert_agrees_with_its_spec(kind: type[nn.Module]) -> None:
-    torch.manual_seed(0)
-    model = kind(BertConfig(**BERT))
+@pytest.mark.parametrize("kind", ["Model", "ForSequenceClassification"])
+def test_bert_agrees_with_its_spec(kind: str) -> None:
+    model = small_model("Bert", kind, num_attention_heads=3, intermediate_size=32)
     graph = checked(model)
     spec = coupling(model)
     traced, described = axes_of(graph), axes_of(spec)
+    leaving = {one.site for one in spec.leaving}
     inner = {
         frozenset(f"{axis} {axis.members.tolist()}" for axis in site.axes)
         for site in spec.free
-        if site.constraint != "whole blocks" and site.family != "residual"
+        if site.constraint != "whole blocks" and site.name not in leaving
     }
     assert inner <= traced.keys()
     assert sorted(s.size for s in graph.free if s.constraint == "within block") == [8] * 12
     assert sorted(s.size for s in graph.free if s.family.endswith("intermediate.dense")) == [32] * 2
     residual = next(key for key in described if any("word_embeddings" in axis for axis in key))
-    if kind is BertModel:
-        # Its output is the residual, so that tracing leaves that alone.
+    if kind == "Model":
+        # Its outputs are the residual and what is pooled, so that tracing leaves them alone.
         assert traced.keys() == inner
         site = graph.by_name["embeddings.LayerNorm"]
         assert site.fixed and site.reason == "leaves the model as its output"
@@ -86,9 +56,8 @@ def test_bert_agrees_with_its_spec(kind: type[nn.Module]) -> None:
 
 
 def test_resnet() -> None:
-    torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 5}
-    model = ResNetForImageClassification(ResNetConfig(**sizes, layer_type="bottleneck"))
+    sizes = {"hidden_sizes": [16, 32], "depths": [2, 2], "layer_type": "bottleneck"}
+    model = small_model("ResNet", "ForImageClassification", **sizes)
     graph = checked(model, {"pixel_values": torch.randn(2, 3, 32, 32)})
     # Stem, two streams, and two inner sites for each of the four bottlenecks.
     assert sorted(s.size for s in graph.free) == sorted([8, 16, 32, *[4] * 4, *[8] * 4])
@@ -100,9 +69,7 @@ def test_resnet() -> None:
 
 
 def test_mobilenet() -> None:
-    torch.manual_seed(0)
-    config = MobileNetV2Config(num_labels=5, depth_multiplier=0.25, image_size=32)
-    graph = checked(MobileNetV2ForImageClassification(config))
+    graph = checked(small_model("MobileNetV2", "ForImageClassification", min_depth=8))
     expanded = graph.by_name["mobilenet_v2.layer.3.expand_1x1.convolution"]
     assert expanded.size == 48
     assert {axis.tensor.removesuffix(".weight") for axis in expanded.axes} >= {
@@ -118,10 +85,7 @@ def test_mobilenet() -> None:
 
 
 def test_gpt2_with_weights_in_by_out() -> None:
-    torch.manual_seed(0)
-    sizes = {"n_embd": 24, "n_head": 3, "n_layer": 2, "vocab_size": 50, "n_positions": 32}
-    tokens = {"bos_token_id": 0, "eos_token_id": 0}
-    graph = checked(GPT2LMHeadModel(GPT2Config(**sizes, **tokens, use_cache=False)))
+    graph = checked(small_model("GPT2", "LMHeadModel", n_head=3, use_cache=False))
     by_axes = {frozenset(map(str, s.axes)): s.size for s in graph.free}
     layer = "transformer.h.0."
     ffn = {f"{layer}mlp.c_fc.weight[1]", f"{layer}mlp.c_fc.bias[0]", f"{layer}mlp.c_proj.weight[0]"}
@@ -133,24 +97,21 @@ def test_gpt2_with_weights_in_by_out() -> None:
 
 
 def test_llama_has_fixed_rotary_dimensions() -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3}
-    more = {"num_hidden_layers": 2, "intermediate_size": 32, "vocab_size": 50}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4}
     # Its norms compute in float32.
-    graph = checked(LlamaForCausalLM(LlamaConfig(**sizes, **more, use_cache=False)), None, 1e-4)
-    turned = [s for s in graph.sites if "model.layers.1.self_attn.q_proj.weight[0]" in map(
-        str, s.axes)]  # fmt: skip
+    model = small_model("Llama", "ForCausalLM", **heads, use_cache=False)
+    graph = checked(model, None, 1e-4)
+    queries = "model.layers.1.self_attn.q_proj.weight[0]"
+    turned = [s for s in graph.sites if queries in map(str, s.axes)]
     assert all(s.fixed and "meets a constant tensor in mul" in s.reason for s in turned)
     values = [s for s in graph.free if s.family == "model.layers.1.self_attn.v_proj"]
     assert [(s.size, [a.copies for a in s.axes]) for s in values] == [(4, [1, 2])] * 3
-    assert graph.by_name["model.layers.0.mlp.gate_proj"].size == 32
+    assert graph.by_name["model.layers.0.mlp.gate_proj"].size == 20
 
 
 def test_swin_with_windows_and_bias_tables() -> None:
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
-    config = SwinConfig(**sizes, image_size=32, patch_size=4, num_labels=4)
-    graph = checked(SwinForImageClassification(config))
+    sizes = {"depths": [2, 1], "num_heads": [2, 4], "patch_size": 4, "mlp_ratio": 4.0}
+    graph = checked(small_model("Swin", "ForImageClassification", **sizes))
     assert graph.by_name["swin.encoder.layers.0.blocks.0.mlp.fc1"].size == 32
     assert [s.size for s in graph.free if s.family.endswith("1.blocks.0.attention.v_proj")] == [
         4
@@ -158,10 +119,7 @@ def test_swin_with_windows_and_bias_tables() -> None:
 
 
 def test_experts_in_a_custom_kernel_are_fixed_and_named() -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3}
-    more = {"num_hidden_layers": 1, "intermediate_size": 32, "vocab_size": 50}
-    model = MixtralForCausalLM(MixtralConfig(**sizes, **more, num_local_experts=4, use_cache=False))
+    model = small_model("Mixtral", "ForCausalLM", num_hidden_layers=1, use_cache=False)
     graph = checked(model, None, 1e-4)
     experts = [s for s in graph.sites if ".experts." in s.name]
     assert experts and all(s.fixed for s in experts)
