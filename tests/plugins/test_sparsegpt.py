@@ -224,19 +224,23 @@ class Gathering:
 
 
 def test_fasterprune_replaces_the_layer_s_weight():
-    torch.manual_seed(0)
-    layer = nn.Linear(32, 16)
-    inputs = torch.randn(100, 32) @ torch.randn(32, 32)
-    dense = layer(inputs).detach()
-    weight = layer.weight.detach().clone()
-    gpt = Gathering(layer, inputs)
-    found = sparsegpt.fasterprune(gpt, 0.5, prunen=2, prunem=4, **SEARCH)
-    assert isinstance(layer.weight, nn.Parameter)
-    assert torch.equal(layer.weight.detach(), found.weights)
-    assert torch.equal(layer.weight != 0, found.mask)
-    own = sparsegpt.prune_nm(weight, gpt.H).weights
-    error = (layer(inputs) - dense).norm()
-    assert error < ((own - weight) @ inputs.T).norm()
+    permuted, unpermuted = 0.0, 0.0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layer = nn.Linear(32, 16)
+        inputs = torch.randn(100, 32) @ torch.randn(32, 32)
+        dense = layer(inputs).detach()
+        weight = layer.weight.detach().clone()
+        gpt = Gathering(layer, inputs)
+        found = sparsegpt.fasterprune(gpt, 0.5, prunen=2, prunem=4, **SEARCH)
+        assert isinstance(layer.weight, nn.Parameter)
+        assert torch.equal(layer.weight.detach(), found.weights)
+        assert torch.equal(layer.weight != 0, found.mask)
+        own = sparsegpt.prune_nm(weight, gpt.H).weights
+        permuted += float((layer(inputs) - dense).norm() ** 2)
+        unpermuted += float(((own - weight) @ inputs.T).norm() ** 2)
+    # One layer may lose by a permutation, which is chosen before the update is known.
+    assert permuted < unpermuted
 
 
 def test_fasterprune_prunes_prunen_of_prunem():
