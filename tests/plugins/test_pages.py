@@ -1,6 +1,7 @@
 """The pages of the plug-ins that need torch alone: their scripts run as they stand."""
 
 import pytest
+
 from doc_pages import run_script
 
 

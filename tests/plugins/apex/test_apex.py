@@ -9,9 +9,9 @@ library = pytest.importorskip(
 )
 
 from apex.contrib.sparsity import ASP  # noqa: E402
-from doc_pages import run_script  # noqa: E402
 
 import gyroperm  # noqa: E402
+from doc_pages import run_script  # noqa: E402
 from gyroperm import Pattern  # noqa: E402
 from gyroperm.plugins import apex_asp  # noqa: E402
 

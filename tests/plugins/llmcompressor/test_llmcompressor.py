@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from doc_pages import run_script
 from llmcompressor import oneshot
 from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import gyroperm
+from doc_pages import run_script
 from gyroperm import Pattern
 from gyroperm.models import Coupled, FunctionChanged, Leaving, Spec
 from gyroperm.plugins import llmcompressor as plugin

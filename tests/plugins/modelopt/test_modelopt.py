@@ -7,10 +7,10 @@ import modelopt.torch.sparsity as mts
 import numpy as np
 import pytest
 import torch
-from doc_pages import run_script
 from torch import nn
 
 import gyroperm
+from doc_pages import run_script
 from gyroperm import Pattern
 from gyroperm.models import Coupled, FunctionChanged, Spec
 from gyroperm.plugins import modelopt as plugin
