@@ -10,22 +10,9 @@ from typing import Any
 
 from benchmarks.instances import PATTERNS
 from benchmarks.quality_runs import Failure, Measured
+from benchmarks.spread import Spread
 from benchmarks.variants import SINGLE
 from gyroperm.report import format_table
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and greatest over seeds."""
-
-    median: float
-    least: float
-    greatest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -174,7 +161,7 @@ def case_table(rows: Sequence[Row], peaks: Mapping[str, int] | None = None) -> s
             f"{row.to_best_points:.2f}",
             _percent(100 * row.to_bound, 3),
             f"{row.to_bound_points:.2f}",
-            _range(row.seconds),
+            row.seconds.text(".3f"),
         ]
         if peaks:
             cells.append(f"{peaks[row.method] / 2**20:.0f}" if row.method in peaks else "-")
@@ -194,12 +181,6 @@ def _budget(rows: Sequence[Row]) -> str:
 
 def _percent(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f} %"
-
-
-def _range(spread: Spread) -> str:
-    if spread.least == spread.greatest:
-        return f"{spread.median:.3f}"
-    return f"{spread.median:.3f} ({spread.least:.3f}..{spread.greatest:.3f})"
 
 
 def tables(
