@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,8 +36,13 @@ _MEMORY = (
 )
 
 
-def describe() -> dict[str, Any]:
+def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
     """What a reader of figures needs to know of where they come from, ready for JSON.
+
+    Parameters
+    ----------
+    packages : sequence of str
+        More packages whose versions matter.
 
     Returns
     -------
@@ -55,7 +61,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in (*_PACKAGES, *packages)},
         "gyroperm": gyroperm.__version__,
         "commit": found and found[0],
         "modified": found and found[1],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,15 @@ class Failure:
     refused: bool
 
 
-def conditions() -> dict[str, Any]:
-    """What measurements depend on besides their runs, ready for JSON."""
-    described = machine.describe()
+def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What measurements depend on besides their runs, ready for JSON.
+
+    Parameters
+    ----------
+    packages : sequence of str
+        More packages whose versions matter.
+    """
+    described = machine.describe(packages)
     kept = {name: described[name] for name in ("cpu", "cores", "cpu_quota", "python", "packages")}
     return {"code": machine.code_digest(), **kept}
 
@@ -156,12 +162,8 @@ class Runner:
             What it depends on besides, ready for JSON.
         """
         key = {"kind": kind, **self._key(run), **more}
-        found: dict[str, Any] | None = self.log.find(key)
-        if found is None:
-            found = measure()
-            self.log.add(key, found)
-        else:
-            self.from_log += 1
+        self.from_log += self.log.find(key) is not None
+        found: dict[str, Any] = self.log.measured(key, measure)
         return found
 
     def best_known(self) -> dict[tuple[str, str], float]:

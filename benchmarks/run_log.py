@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ class RunLog:
         with self.path.open(self._mode, encoding="utf-8") as file:
             file.write(("" if self._ends_whole else "\n") + line + "\n")
         self._mode, self._ends_whole = "a", True
+
+    def measured(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """What was measured for a key; measured now, and noted, if nothing was."""
+        found = self.find(key)
+        if found is None:
+            found = measure()
+            self.add(key, found)
+        return found
 
     def everything(self) -> Iterator[tuple[dict[str, Any], Any]]:
         """The key and value of every measurement in the file, under whatever conditions."""
