@@ -35,6 +35,17 @@ class Encoder:
         transformers.logging.disable_progress_bar()
         self.model = SentenceTransformer(str(minilm.model_folder()), device="cpu")
 
+    @property
+    def bert(self) -> Any:
+        """The Hugging Face model inside: what can be reordered and pruned."""
+        from transformers import PreTrainedModel
+
+        return next(one for one in self.model.modules() if isinstance(one, PreTrainedModel))
+
+    def tokens(self, sentences: Sequence[str]) -> dict[str, Any]:
+        """What :attr:`bert` is fed for sentences, as one batch; shorter ones are padded."""
+        return dict(self.model.tokenizer(list(sentences), padding=True, return_tensors="pt"))
+
     def embed(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings of unit length, shape ``(sentences, 384)``."""
         return self.model.encode(

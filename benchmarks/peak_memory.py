@@ -7,6 +7,7 @@ system at once, and would be counted for the next or hide what that takes.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import subprocess
@@ -82,6 +83,33 @@ def peak_bytes() -> int:
     # macOS counts in bytes, others in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Growth:
+    """By how much more memory this process occupied, at the most, than when a block began.
+
+    Attributes
+    ----------
+    bytes : int or None
+        Known at the end; None where the system cannot begin the peak anew (other than Linux).
+    """
+
+    bytes: int | None = None
+
+    def __enter__(self) -> Growth:
+        # What is garbage already would make room for what comes.
+        gc.collect()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._before = None
+        else:
+            self._before = peak_bytes()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            self.bytes = peak_bytes() - self._before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
