@@ -56,6 +56,9 @@ _COLUMNS = {
     "search_seconds": ("search, s", ".1f"),
 }
 
+#: Those whose change from no permutation is shown.
+_CHANGES = ("ratio", "output_error", "mean_cosine", "rank_correlation")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -264,13 +267,13 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         for name, runs in (("none", without), ("surgery", surgery)):
             cells = [spread_text(runs, key, form) for key, (_, form) in _COLUMNS.items()]
             rows.append([saliency, name, *cells])
-        cells = [change_text(without, surgery, key, "+" + f) for key, (_, f) in _COLUMNS.items()]
+        cells = [change_text(without, surgery, key, "+" + _COLUMNS[key][1]) for key in _CHANGES]
         changes.append([saliency, *cells])
     titles = [title for title, _ in _COLUMNS.values()]
     return (
         format_table(["saliency", "permutation", *titles], rows)
         + "\n\nsurgery less none, on the same sentences\n"
-        + format_table(["saliency", *titles], changes)
+        + format_table(["saliency", *(_COLUMNS[key][0] for key in _CHANGES)], changes)
         + f"\n\n{_kinds_table(results)}"
     )
 
