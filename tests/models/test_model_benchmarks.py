@@ -1,5 +1,6 @@
 """The benchmarks of whole models: quick runs of them, and what their tables say."""
 
+import copy
 import json
 import re
 import sys
@@ -23,6 +24,9 @@ from benchmarks.peak_memory import Growth  # noqa: E402
 from benchmarks.spread import Spread  # noqa: E402
 from gyroperm.models import calibrate, coupling  # noqa: E402
 
+# One of the three, for time's sake.
+ONE = ["--saliencies", "wanda"]
+
 
 def run(module, out, *options):
     assert module.main(["--quick", "--quiet", "--out", str(out), *options]) == 0
@@ -41,15 +45,15 @@ def encoder_run(tmp_path_factory):
     for package in ("sentence_transformers", minilm.PACKAGE):
         pytest.importorskip(package)
     out = tmp_path_factory.mktemp("surgery") / "surgery.json"
-    return out, run(surgery, out)
+    return out, run(surgery, out, *ONE)
 
 
-def test_every_saliency_is_pruned_with_and_without_surgery(encoder_run):
+def test_the_encoder_is_pruned_with_and_without_surgery(encoder_run):
     _, content = encoder_run
     assert content["machine"]["gyroperm"] == gyroperm.__version__
     assert content["machine"]["packages"]["transformers"]
     found = by_kind(content["results"])
-    assert set(found) == {(name, kind) for name in surgery.SALIENCIES for kind in (False, True)}
+    assert set(found) == {(name, kind) for name in ONE[1:] for kind in (False, True)}
     for (_, kind), one in found.items():
         assert 2 * one["kept"] == one["weights"]
         assert one["ratio"] == pytest.approx(one["retained"] / one["unstructured"])
@@ -76,7 +80,7 @@ def test_an_interrupted_run_goes_on(encoder_run, monkeypatch):
         raise AssertionError(f"{run} was measured again")
 
     monkeypatch.setattr(surgery.Surgery, "measure", never)
-    assert run(surgery, out)["results"] == content["results"]
+    assert run(surgery, out, *ONE)["results"] == content["results"]
 
 
 def test_output_errors_compare_the_same_weights_in_the_same_order(encoder_run):
@@ -85,7 +89,7 @@ def test_output_errors_compare_the_same_weights_in_the_same_order(encoder_run):
     dense = bench.dense
     part = surgery.Part(dense, bench.sentences, 0, bench.names)
     assert len(part.held_out) == 6 and not set(part.held_out) & set(part._seen)
-    pruned = surgery.Surgery(settings, threads=1).dense
+    pruned = copy.deepcopy(dense)
     report = bench.prune(pruned, surgery.Run("magnitude", True, 0), part.calibration)
     # The reordered encoder embeds sentences through the order of its own hidden states.
     assert any(name.startswith("gyroperm_order") for name, _ in pruned.bert.named_buffers())
@@ -184,9 +188,9 @@ def test_the_growth_of_memory_is_what_a_block_occupied_at_the_most():
     if little.bytes is None:
         pytest.skip("this system does not tell peaks of memory anew")
     with Growth() as much:
-        np.ones(2**24).sum()
-    assert little.bytes < 2**22
-    assert 0.9 * 2**27 < much.bytes < 1.2 * 2**27
+        np.ones(2**23).sum()
+    assert little.bytes < 2**21
+    assert 0.9 * 2**26 < much.bytes < 1.2 * 2**26
 
 
 def test_tables_show_the_middle_the_ends_and_the_change():
