@@ -49,6 +49,8 @@ TINY = [*BRIEF, "--methods", "identity", "gyro", "assign"]
 @pytest.fixture
 def own_methods(monkeypatch):
     """Methods that a test registers are forgotten after it."""
+    for name in registry.names():
+        registry.get(name)  # those imported only within the test would be forgotten too
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
 
