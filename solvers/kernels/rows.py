@@ -15,6 +15,8 @@ from gyroperm.solvers.kernels.random import random_below
 _FEW = 64
 # The bits of a float64's mantissa: after so many halvings only equal values are left apart.
 _HALVINGS = 52
+# Relative differences of values up to this are none.
+_ROUNDING = 1e-12
 # The first step of a search for a level, in levels a share of the values: rather past it, for
 # sums whose logarithms have a standard deviation of 1 or so.
 _STEP = 4.0
@@ -206,6 +208,8 @@ def row_moves(S, squared, tiles, sums, windows, kept, shared, moves, temperature
     else:
         for t in range(T):
             values[t] = tile_value(sums[t], windows, kept, window, thresholds[t])
+    # Less is rounding: the value depends in its last digits on where a threshold was looked for.
+    least = _ROUNDING * (value if shared else values.sum())
     released = np.empty((T, C), dtype=np.float32)
     Q = np.empty((T, C), dtype=np.float32)
     gain = np.empty((T, T), dtype=np.float32)
@@ -241,7 +245,7 @@ def row_moves(S, squared, tiles, sums, windows, kept, shared, moves, temperature
             change = shared_value(new_sums, kept, new_thresholds) - value
         stale += 1
         accepted = temperature > 0.0 or change >= 0.0
-        if accepted and change > 0.0:
+        if accepted and change > least:
             stale = 0
         for t in range(T):
             if chosen[t] == t:
