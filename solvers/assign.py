@@ -155,8 +155,8 @@ def _by_tiles(
         # The rows are left as they are: its groups were made for them.
         groups = [np.array(g) for g in search.initial.groups]
         return _with_columns(search, options, tile_rows, groups, anneal=False)
-    tile_rows = rows_as_they_lie(problem)
     if problem.pattern.is_plain:
+        tile_rows = rows_as_they_lie(problem)
         # One tile, all columns kept: there is no vector level, and no scores are needed.
         columns = columns_as_they_lie(problem).reshape(-1, problem.padded_columns)[0]
         one_block = begins_in_one_block(len(columns) // problem.pattern.m, options.block_groups)

@@ -36,7 +36,7 @@ def chains_in(seconds: float, groups: int, rows: int) -> int:
     """
     pairs = groups * groups
     needed = 1e-9 * _MOVES * pairs * pairs * (_ROW_NS * rows + _PAIR_NS)
-    return int(min(_MOST, max(1.0, seconds / max(_LEAST_SECONDS, needed))))
+    return _fitting(seconds, needed)
 
 
 def two_level_chains_in(seconds: float, problem: Problem) -> int:
@@ -46,7 +46,11 @@ def two_level_chains_in(seconds: float, problem: Problem) -> int:
     ----------
     seconds : float
     problem : Problem
-        1 for a budget that all tiles share.
+
+    Returns
+    -------
+    int
+        Always 1 where tiles share a budget, or keep all of each group.
     """
     pattern = problem.pattern
     if pattern.allocation != "uniform" or pattern.n == pattern.m:
@@ -55,6 +59,11 @@ def two_level_chains_in(seconds: float, problem: Problem) -> int:
     pairs = groups * (groups + min(groups, problem.columns - problem.kept_columns))
     ns = problem.tile_size / 45 + _GAIN_NS
     needed = 1e-9 * _TWO_LEVEL_MOVES * problem.tiles * max(1, pairs) * ns
+    return _fitting(seconds, needed)
+
+
+def _fitting(seconds: float, needed: float) -> int:
+    """How many chains fit one after the other if each needs so many seconds."""
     return int(min(_MOST, max(1.0, seconds / max(_LEAST_SECONDS, needed))))
 
 

@@ -60,7 +60,8 @@ class Cell:
     known: NDArray[np.float32] = field(init=False)
     fresh: NDArray[np.bool_] = field(init=False)
     _best: tuple[float, NDArray[np.int32], NDArray[np.int32]] | None = None
-    _squares: NDArray[np.float32] | None = None
+    # How many columns were kept when it was settled which others are likely, and which.
+    _likely: tuple[int, NDArray[np.bool_]] | None = None
 
     def __post_init__(self) -> None:
         self._keep(0)
@@ -82,10 +83,15 @@ class Cell:
         """
         if sweep % _WHOLE_POOL == _WHOLE_POOL - 1 or not len(self.pool):
             return np.arange(len(self.pool))
-        if self._squares is None:
-            self._squares = np.einsum("cr,cr->c", self.X, self.X)
-        least = np.partition(self._squares, -self.groups.size)[-self.groups.size]
-        return np.flatnonzero(self._squares[self.pool] >= _UNLIKELY * least)
+        if self._likely is None or self._likely[0] != self.groups.size:
+            self._likely = self.groups.size, self._likely_columns()
+        return np.flatnonzero(self._likely[1][self.pool])
+
+    def _likely_columns(self) -> NDArray[np.bool_]:
+        squares = np.einsum("cr,cr->c", self.X, self.X)
+        least = np.partition(squares, -self.groups.size)[-self.groups.size]
+        likely: NDArray[np.bool_] = squares >= _UNLIKELY * least
+        return likely
 
     def gains_to_keep(
         self, chosen: NDArray[np.intp], spare: int

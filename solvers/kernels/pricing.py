@@ -83,14 +83,16 @@ def _sum(x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def price_groups(X, u, n, m, start, count, inflation, rounding, threshold, best, champions, found):  # type: ignore[no-untyped-def]
+def price_groups(
+    X, u, n, m, start, count, inflation, rounding, margins, threshold, best, champions, found
+):  # type: ignore[no-untyped-def]
     """Price every group whose first m - 2 columns are among ``count`` consecutive combinations.
 
     The reduced cost of a group g is ``value(g) - sum_{j in g} u[j]``. What is computed is never
     below it: all but the gain of the last column is summed in float64, and that gain, in float32,
     is multiplied by ``inflation``, which covers the rounding of its terms and their sum, and raised
-    by ``rounding`` of the sums of the column and, twice, of the thresholds, which covers what
-    ``relu_gain`` subtracts.
+    by the column's ``margins`` (C,) float64, ``rounding`` times its sum, and by ``rounding`` times
+    twice that of the thresholds, which covers what ``relu_gain`` subtracts.
 
     X (C, R) float32; u (C,) float64; start (m - 2,) int64, the first combination, ascending.
     best (C,) float64 is raised to the largest reduced cost of a group that holds the column;
@@ -109,9 +111,6 @@ def price_groups(X, u, n, m, start, count, inflation, rounding, threshold, best,
     own = np.full(C, -np.inf)
     above = 0
     changed = 0
-    column_rounding = np.empty(C)
-    for l in range(C):  # noqa: E741
-        column_rounding[l] = rounding * _sum(X[l])
     for _ in range(count):
         for d in range(changed, size):
             _push_column(X[members[d]], top[d], base[d], top[d + 1], base[d + 1], n)
@@ -135,7 +134,7 @@ def price_groups(X, u, n, m, start, count, inflation, rounding, threshold, best,
                 k_best = -np.inf
                 for l in range(k + 1, C):  # noqa: E741
                     cost = fixed[b] + inflation * np.float64(block_gain[b, l - begin - 1])
-                    cost += column_rounding[l] - u[l]
+                    cost += margins[l] - u[l]
                     k_best = max(k_best, cost)
                     if cost > own[l]:
                         own[l] = cost

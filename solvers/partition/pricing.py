@@ -146,6 +146,7 @@ def all_prices(
     # each and of the thresholds, three additions deep, their difference, and its way into the sum.
     inflation = 1.0 + _HALF_ULP * (max(min(R, _SLICE) + R // _SLICE, R // 8 + 8) + 4)
     rounding = 4.0 * _HALF_ULP
+    margins = rounding * instance.rounded_up.sum(axis=1, dtype=np.float64)
     # Sums in float64, of the prices among them, may be a little low.
     slack = 1e-13 * (float(np.abs(u).sum()) + float(instance.columns.sum()))
     counts: list[int] = []
@@ -166,6 +167,7 @@ def all_prices(
             call[1],
             inflation,
             rounding,
+            margins,
             threshold - slack,
             mine,
             champions,
@@ -238,6 +240,7 @@ def pricing_seconds(instance: Instance, threads: int) -> float:
             1,
             1.0,
             0.0,
+            u,
             np.inf,
             np.full(C, -np.inf),
             np.empty((C, m), dtype=np.int32),
