@@ -83,9 +83,9 @@ def _sum(x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def price_groups(
+def price_groups(  # type: ignore[no-untyped-def]
     X, u, n, m, start, count, inflation, rounding, margins, threshold, best, champions, found
-):  # type: ignore[no-untyped-def]
+):
     """Price every group whose first m - 2 columns are among ``count`` consecutive combinations.
 
     The reduced cost of a group g is ``value(g) - sum_{j in g} u[j]``. What is computed is never
