@@ -9,7 +9,7 @@ from gyroperm.stopping import Stop, seconds_allowed
 
 # Measured on 2 cores: from so many seconds on the relaxation of 384 x 384 leads further than
 # annealing does; its work grows with the cube of the columns and the root of the rows.
-_SECONDS, _COLUMNS, _ROWS = 12.0, 384, 384
+_SECONDS, _COLUMNS, _ROWS = 8.0, 384, 384
 # In less there is nothing that annealing does not find, or no time for anything else: of uniform
 # 128 x 64, 2 s of diving find the optimum for some seeds, and of annealing in chains for all.
 _LEAST_SECONDS = 4.0

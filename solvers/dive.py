@@ -17,6 +17,9 @@ from gyroperm.solvers.partition.tiles import StartOptions, Tiles
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.search import Search
 
+# The part of the time that is left for what follows the relaxation.
+_RESERVED = 0.5
+
 
 @dataclass(frozen=True)
 class DiveOptions(StartOptions):
@@ -63,7 +66,9 @@ def solve(search: Search, options: DiveOptions) -> Arrangement:
         values = instance.values(best)
         master = Master(len(instance.columns), pattern.m)
         master.add(best, values)
-        u = generate(instance, master, clock, 0.0, partial(record, math.fsum(values)))
+        # Diving along prices that are not yet those of the relaxation beats not diving.
+        reserve = _RESERVED * clock.left if math.isfinite(clock.left) else 0.0
+        u = generate(instance, master, clock, reserve, partial(record, math.fsum(values)))
         if u is not None:
             best = follow(
                 instance,
