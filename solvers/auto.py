@@ -15,17 +15,29 @@ _SECONDS, _COLUMNS, _ROWS = 8.0, 384, 384
 _LEAST_SECONDS = 4.0
 
 
+# Seconds of a dive along the columns that a tile keeps, which grow with their number.
+_TILE_SECONDS, _KEPT, _GROWTH = 1.3, 192, 2.5
+
+
 def chosen_method(problem: Problem, stop: Stop | None) -> str:
     """The method that keeps the most: ``assign``, or ``dive`` where there is time for it.
 
     Diving follows the linear relaxation of the set partition, which takes its time and then
-    leads further than annealing, on layers of few columns. Without a time limit, and for
-    patterns of two levels, it is ``assign``.
+    leads further than annealing, on layers of few columns, or few tiles of few kept columns.
+    Without a time limit, and where tiles share columns or a budget, it is ``assign``.
     """
     pattern = problem.pattern
     seconds = seconds_allowed(stop)
-    if not pattern.is_plain or pattern.n == pattern.m or pattern.m not in (3, 4):
+    uniform = pattern.allocation == "uniform"
+    if not uniform or pattern.n == pattern.m or pattern.m not in (3, 4) or math.isinf(seconds):
         return "assign"
+    return "dive" if seconds >= _needed(problem) else "assign"
+
+
+def _needed(problem: Problem) -> float:
+    if not problem.pattern.is_plain:
+        # The start, which chooses rows and vectors, has the other half.
+        growth = (problem.kept_columns / _KEPT) ** _GROWTH
+        return 2.0 * max(_LEAST_SECONDS, _TILE_SECONDS * problem.tiles * growth)
     shape = (problem.columns / _COLUMNS) ** 3 * (problem.rows / _ROWS) ** 0.5
-    needed = max(_LEAST_SECONDS, _SECONDS * problem.orders * shape)
-    return "dive" if needed <= seconds < math.inf else "assign"
+    return max(_LEAST_SECONDS, _SECONDS * problem.orders * shape)

@@ -20,6 +20,8 @@ from gyroperm.solvers.two_level_exact import solve_two_level
 #: How optima other than by column generation are proven, as ``Solution.bound_kind`` says it.
 MATCHING, ENUMERATION = "matching", "enumeration"
 
+_START_SHARE = 0.1
+
 
 @dataclass(frozen=True)
 class ExactOptions(StartOptions):
@@ -28,7 +30,7 @@ class ExactOptions(StartOptions):
     Attributes
     ----------
     start, start_share
-        See :class:`~gyroperm.solvers.partition.tiles.StartOptions`.
+        See :class:`~gyroperm.solvers.partition.tiles.StartOptions`; by default a tenth.
     max_groups : int
         The most groups that are listed when it is known which of them could be in a better
         solution. Each takes some 100 bytes. Where there are more, nothing is proven optimal,
@@ -37,7 +39,6 @@ class ExactOptions(StartOptions):
 
     barred: ClassVar[tuple[str, ...]] = ("exact",)
 
-    start_share: float = 0.1
     max_groups: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ def _proven(search: Search, found: tuple[Arrangement, float], kind: str) -> Arra
 
 def _solve_tiles(search: Search, options: ExactOptions) -> Arrangement:
     """Every tile, which has all columns in an order of its own, on its own."""
-    tiles = Tiles(search, options)
+    tiles = Tiles(search, options, options.start_share or _START_SHARE)
     proofs: list[Proof] = []
     for t, instance in enumerate(tiles.instances):
         proof = prove(

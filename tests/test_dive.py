@@ -104,7 +104,31 @@ def test_a_stop_already_reached_returns_the_start():
     assert arrangement.col_order.tolist() == list(range(16))
 
 
-@pytest.mark.parametrize("pattern", [Pattern.hinm(), Pattern.nm(1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "pattern",
+    [Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=8), Pattern.tvw(2, 4, vec_ratio=0.5, vec_size=8)],
+    ids=str,
+)
+def test_tiles_that_choose_their_columns_keep_no_less(pattern):
+    W = np.random.default_rng(3).standard_normal((22, 90))
+    assigned = solve(W, pattern=pattern, method="assign", stop=MaxRounds(10))
+    # The same rounds for the start, and then some.
+    dived = [
+        solve(W, pattern=pattern, method="dive", stop=MaxRounds(20), threads=threads)
+        for threads in (1, 2)
+    ]
+    assert dived[0].retained > assigned.retained
+    np.testing.assert_array_equal(dived[0].tile_rows, assigned.tile_rows)
+    np.testing.assert_array_equal(dived[0].mask, dived[1].mask)
+    against_a_clock = solve(W, pattern=pattern, method="dive", time_limit=4, threads=2)
+    assert against_a_clock.retained >= 0.999 * dived[0].retained
+    for found in (*dived, against_a_clock):
+        check = naive.check_hinm if pattern.allocation == "uniform" else naive.check_tvw
+        alive = () if pattern.allocation == "uniform" else (range(22),)
+        check(found.mask, found.tile_rows, found.groups, *alive, n=2, m=4, V=8, vec_ratio=0.5)
+
+
+@pytest.mark.parametrize("pattern", [Pattern.vnm(V=16, N=2, M=8), Pattern.nm(1, 2)], ids=str)
 def test_other_patterns_are_refused(pattern):
     with pytest.raises(ValueError, match="method 'dive' does not solve"):
         solve(uniform(64, 32), pattern=pattern, method="dive")

@@ -26,32 +26,35 @@ class StartOptions:
     ----------
     start : str
         The method that finds the solution to begin with.
-    start_share : float
-        Its share of a time limit or a number of rounds, in (0, 1).
+    start_share : float, optional
+        Its share of a time limit or a number of rounds, in (0, 1); by default what suits the
+        method that begins with it.
     """
 
     #: The methods that cannot be the other one.
     barred: ClassVar[tuple[str, ...]] = ()
 
     start: str = "assign"
-    start_share: float = 0.3
+    start_share: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.start, str) or registry.get(self.start).name in self.barred:
             raise ValueError(f"start must name another method, got {self.start!r}")
         share = self.start_share
-        if not is_number(share) or not 0 < share < 1:
+        if share is not None and (not is_number(share) or not 0 < share < 1):
             raise ValueError(f"start_share must be a number in (0, 1), got {share!r}")
 
 
 class Tiles:
-    """A plain N:M solution as partitions: each tile has all columns in an order of its own.
+    """A solution whose tiles order their columns themselves, as partitions of what each keeps.
 
     Parameters
     ----------
     search : Search
     options : StartOptions
         Say which method's solution it is at first.
+    share : float
+        That method's share of the search.
 
     Attributes
     ----------
@@ -59,9 +62,9 @@ class Tiles:
         Columns in the order of that solution, so that its partition is ``as_it_lies``.
     """
 
-    def __init__(self, search: Search, options: StartOptions) -> None:
+    def __init__(self, search: Search, options: StartOptions, share: float) -> None:
         method = registry.get(options.start)
-        first = search.part(options.start_share)
+        first = search.part(share)
         self._start = method.solve(first, method.make_options(None))
         self._search = search
         search.record(first.best)
@@ -81,10 +84,14 @@ class Tiles:
         """What all tiles keep, in the scale of the search."""
         return math.fsum(self._values)
 
-    def clock(self, t: int) -> Clock:
-        """Of tile t, whose share of the time is that of each tile from it on."""
+    def clock(self, t: int, threads: int = 1) -> Clock:
+        """Of tile t, whose share of the time is that of each tile from it on.
+
+        So many tiles are worked on at a time, in their order.
+        """
         search = self._search
-        return Clock(search.seconds_left / (len(self.instances) - t), search.stopped)
+        turns = -(-(len(self.instances) - t) // threads)
+        return Clock(search.seconds_left / turns, search.stopped)
 
     def recorder(self, t: int) -> Callable[[float], None]:
         """What ends a round of the search in which tile t keeps so much."""
@@ -102,6 +109,8 @@ class Tiles:
         groups = tuple(
             given.reshape(-1)[best] for given, best in zip(start.groups, self._best, strict=True)
         )
+        if start.col_order is None:
+            return Arrangement(start.tile_rows, groups)
         order = np.stack([g.reshape(-1) for g in groups])
         one = self._search.problem.orders == 1
         return Arrangement(start.tile_rows, groups, order[0] if one else order)
