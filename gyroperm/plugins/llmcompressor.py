@@ -81,7 +81,7 @@ class ReorderModifier(_modifiers.Modifier):  # type: ignore[name-defined]
     inputs : Tensor, tuple, mapping or None
         To trace and to compare with; made up otherwise.
     search : dict
-        Further arguments of :func:`gyroperm.solve`, such as ``seed`` and ``time_limit``.
+        Settings of each search; see :func:`gyroperm.plugins.ordering.searched_orders`.
     orders : dict
         What was applied, by site. Not part of a recipe.
     """

@@ -138,7 +138,7 @@ def order_for_sparsify(
     inputs : Tensor, tuple or mapping, optional
         To trace and to compare with; made up for Hugging Face models.
     search
-        Further arguments of :func:`gyroperm.solve`, such as ``seed``.
+        Settings of each search; see :func:`gyroperm.plugins.ordering.searched_orders`.
 
     Returns
     -------
