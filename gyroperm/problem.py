@@ -78,8 +78,24 @@ class Problem(Geometry):
         Searches run on this: no sum overflows, and a saliency scaled by a power of two gives
         bit for bit the same search.
         """
-        exponent = math.frexp(float(self.saliency.max()))[1]
-        return np.ascontiguousarray(np.ldexp(self.saliency, -exponent), dtype=np.float32)
+        return np.ascontiguousarray(self._scaled(self.saliency), dtype=np.float32)
+
+    def search_rows(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """These rows of :attr:`search_saliency`, which need not be there; zeros where -1."""
+        if "search_saliency" in self.__dict__:
+            result = self.search_saliency[rows]
+        else:
+            result = self._scaled(self.saliency[rows]).astype(np.float32, copy=False)
+        result[rows < 0] = 0.0
+        return result
+
+    @cached_property
+    def _exponent(self) -> int:
+        return math.frexp(float(self.saliency.max()))[1]
+
+    def _scaled(self, saliency: NDArray[np.floating]) -> NDArray[np.floating]:
+        scaled: NDArray[np.floating] = np.ldexp(saliency, -self._exponent)
+        return scaled
 
     def free_search_saliency(self) -> None:
         """Give back the memory of :attr:`search_saliency`; who asks for it again computes it."""

@@ -17,7 +17,7 @@ from gyroperm.solvers.columns import (
     arrange_columns,
     begins_in_one_block,
     make_cells,
-    tile_columns,
+    search_columns,
 )
 from gyroperm.solvers.cooling import Phase
 from gyroperm.solvers.ragged import arrange_ragged, better, under_uniform_budget
@@ -217,7 +217,7 @@ def _in_chains(
     """
     problem = search.problem
     n, m = problem.pattern.n, problem.pattern.m
-    X = tile_columns(problem.search_saliency, tile_rows[0])
+    X = search_columns(problem, tile_rows[0])
     pool = np.zeros(0, dtype=np.int32)
 
     def run(chain: Search) -> tuple[float, NDArray[np.int32]]:
@@ -268,9 +268,10 @@ def _with_columns(
     pattern = problem.pattern
     if pattern.allocation == "global" and pattern.n < pattern.m:
         return arrange_ragged(search, options, tile_rows, groups, anneal=anneal, least=least)
-    S = problem.search_saliency
     if pattern.n < pattern.m:
-        cells = make_cells(S, tile_rows, groups, search.threads)
+        # As large as the weights, and so are the cells, which are made without it.
+        problem.free_search_saliency()
+        cells = make_cells(problem, tile_rows, groups, search.threads)
         arrange_columns(
             search,
             cells,

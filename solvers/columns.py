@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.problem import Problem
 from gyroperm.solvers.cooling import Phase, Thermostat, gumbel_noise
 from gyroperm.solvers.kernels.grouping import assignment_moves, group_values
 from gyroperm.solvers.parallel import parallel_map
@@ -125,11 +127,24 @@ class Cell:
 
 def tile_columns(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
     """The saliency of a tile as the kernels take it: (C + 1, V), virtual rows and columns zero."""
-    X = np.zeros((saliency.shape[1] + 1, len(rows)), dtype=np.float32)
+    return _transposed(partial(rows_of, saliency), saliency.shape[1], rows)
+
+
+def search_columns(problem: Problem, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The same of a problem, whose saliency in the search's scale need not be in memory."""
+    return _transposed(problem.search_rows, problem.columns, rows)
+
+
+def _transposed(
+    rows_named: Callable[[NDArray[np.int32]], NDArray[np.float32]],
+    columns: int,
+    rows: NDArray[np.int32],
+) -> NDArray[np.float32]:
+    X = np.zeros((columns + 1, len(rows)), dtype=np.float32)
     # In strips: a transposition of the whole misses the cache at every entry.
     for first in range(0, len(rows), _STRIP):
         strip = rows[first : first + _STRIP]
-        X[:-1, first : first + _STRIP] = rows_of(saliency, strip).T
+        X[:-1, first : first + _STRIP] = rows_named(strip).T
     return X
 
 
@@ -137,20 +152,26 @@ def make_cell(
     saliency: NDArray[np.float32], rows: NDArray[np.int32], groups: NDArray[np.int32]
 ) -> Cell:
     """The cell of a tile that starts from given groups; all other columns are its pool."""
-    pool = np.setdiff1d(np.arange(saliency.shape[1], dtype=np.int32), groups.reshape(-1))
-    return Cell(tile_columns(saliency, rows), np.array(groups, order="C"), pool)
+    return _cell(tile_columns(saliency, rows), groups)
 
 
 def make_cells(
-    saliency: NDArray[np.float32],
+    problem: Problem,
     tile_rows: NDArray[np.int32],
     groups: Sequence[NDArray[np.int32]],
     threads: int,
 ) -> list[Cell]:
-    """The cells of all tiles, by :func:`make_cell`; together they are as large as the saliency."""
+    """The cells of all tiles of a problem; together they are as large as its saliency."""
     return parallel_map(
-        lambda tile: make_cell(saliency, *tile), zip(tile_rows, groups, strict=True), threads
+        lambda tile: _cell(search_columns(problem, tile[0]), tile[1]),
+        zip(tile_rows, groups, strict=True),
+        threads,
     )
+
+
+def _cell(X: NDArray[np.float32], groups: NDArray[np.int32]) -> Cell:
+    pool = np.setdiff1d(np.arange(len(X) - 1, dtype=np.int32), groups.reshape(-1))
+    return Cell(X, np.array(groups, order="C"), pool)
 
 
 def arrange_columns(

@@ -133,7 +133,7 @@ def _layer(
     search: Search, tile_rows: NDArray[np.int32], groups: Sequence[NDArray[np.int32]]
 ) -> _Layer:
     problem = search.problem
-    cells = make_cells(problem.search_saliency, tile_rows, groups, search.threads)
+    cells = make_cells(problem, tile_rows, groups, search.threads)
     for cell in cells:
         cell.value = groups_value(cell.X, cell.groups, problem.pattern.n)
     return _Layer(tile_rows.copy(), cells)

@@ -71,7 +71,7 @@ STUCK = [
 
 @pytest.mark.parametrize(("pattern", "S"), [*STUCK, (Pattern.nm(), np.ones((8, 4)))], ids=str)
 def test_what_cannot_gain_is_still_solved_after_many_rounds(pattern, S):
-    solution = solve(S, pattern=pattern, method="assign", stop=MaxRounds(2000))
+    solution = solve(S, pattern=pattern, method="assign", stop=MaxRounds(600))
     assert solution.retained == solution.identity
 
 
