@@ -1,0 +1,39 @@
+// What becomes of a sum on its way out: bias, activation, row map, a factor and an addend.
+#pragma once
+#include "primitives.h"
+
+enum Activation { identity_activation, relu_activation, gelu_activation, silu_activation };
+
+DEVICE float activated(float value, int activation) {
+    if (activation == relu_activation) return value > 0.f ? value : 0.f;
+    // The exact form, x times the normal distribution function, as torch computes it by default.
+    if (activation == gelu_activation)
+        return .5f * value * (1.f + error_function(value * .70710678118654752f));
+    if (activation == silu_activation) return value / (1.f + exponential(-value));
+    return value;
+}
+
+// A packed row that holds no output channel has -1 in the row map.
+struct OutputRow {
+    int row;       // where it goes in Y, or -1
+    float bias;
+};
+
+// bias is indexed by output channel. With keep_order the packed row itself is the row of Y: its
+// consumer reads it through an index table that knows the order.
+DEVICE OutputRow output_row(const int* row_map, const u16* bias, int packed_row, bool keep_order) {
+    int channel = load(row_map + packed_row);
+    OutputRow out;
+    out.row = channel < 0 || !keep_order ? channel : packed_row;
+    out.bias = channel >= 0 && bias ? to_float(load(bias + channel)) : 0.f;
+    return out;
+}
+
+// value * factor + addend, where they are given, each read at the same place of Y.
+DEVICE u16 combined(u16 value, const u16* factor, const u16* addend, long long at) {
+    if (!factor && !addend) return value;
+    float result = to_float(value);
+    if (factor) result *= to_float(load(factor + at));
+    if (addend) result += to_float(load(addend + at));
+    return from_float(result);
+}
