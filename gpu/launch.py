@@ -50,7 +50,7 @@ class Launch:
             raise TypeError(f"{self.variant.kernel} has other parameters: {', '.join(wrong)}")
         for parameter in declared:
             value = self.arguments[parameter.name]
-            is_array = value is None or hasattr(value, "shape") and np.ndim(value) > 0
+            is_array = value is None or (hasattr(value, "shape") and np.ndim(value) > 0)
             if parameter.is_pointer != is_array:
                 kind = "an array" if parameter.is_pointer else "a number"
                 raise TypeError(f"{parameter.name} of {self.variant.kernel} must be {kind}")
