@@ -83,16 +83,14 @@ def run(
     guarded, arguments, buffers, keep = {}, [], [], []
     for parameter, value in zip(parameters(launch.variant.kernel), launch.ordered, strict=True):
         if parameter.is_pointer and value is not None:
-            zone, inner = _guarded(value)
-            guarded[parameter.name] = (parameter, value, zone, inner)
-            written = None
+            zone, inner, outside = _guarded(value)
+            guarded[parameter.name] = (parameter, value, zone, inner, outside)
+            size, written = zone.nbytes - 2 * GUARD, None
             if parameter.name in once:
-                flags = np.zeros(max(inner.nbytes, 1), np.uint8)
+                flags = np.zeros(max(size, 1), np.uint8)
                 keep.append(flags)
                 written = flags.ctypes.data
-            buffers.append(
-                _Buffer(inner.ctypes.data, inner.nbytes, int(parameter.is_written), written)
-            )
+            buffers.append(_Buffer(inner.ctypes.data, size, int(parameter.is_written), written))
             cell = ctypes.c_void_p(inner.ctypes.data)
         elif parameter.is_pointer:
             cell = ctypes.c_void_p(None)
@@ -115,23 +113,36 @@ def run(
     )
     if failed:
         raise EmulationError(f"{launch.variant}: {message.value.decode()}")
-    for name, (parameter, value, zone, inner) in guarded.items():
-        if (zone[:GUARD] != 0xA5).any() or (zone[GUARD + inner.nbytes :] != 0xA5).any():
+    for name, (parameter, value, zone, inner, outside) in guarded.items():
+        if (zone[outside] != 0xA5).any():
             raise EmulationError(f"{launch.variant}: {name} was written outside of its bounds")
         if parameter.is_written:
             value[...] = inner
     return counts
 
 
-def _guarded(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A copy between two zones, aligned (or not) to 256 bytes as the array itself is."""
+def _guarded(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A copy between two zones, aligned (or not) to 256 bytes and strided as the array itself is.
+
+    Of the zones and the gaps between rows, which a kernel must leave alone, the last is true.
+    """
+    size = array.itemsize if array.size else 0
+    size += sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True) if n)
     offset = array.ctypes.data % 16
-    flat = np.full(array.nbytes + 2 * GUARD + 512, 0xA5, np.uint8)
+    flat = np.full(size + 2 * GUARD + 512, 0xA5, np.uint8)
     start = -(flat.ctypes.data + GUARD) % 256 + offset
-    zone = flat[start : start + 2 * GUARD + array.nbytes]
-    inner = zone[GUARD : GUARD + array.nbytes].view(array.dtype).reshape(array.shape)
+    zone = flat[start : start + 2 * GUARD + size]
+    inner = _strided_as(array, zone[GUARD : GUARD + size].view(array.dtype))
     inner[...] = array
-    return zone, inner
+    outside = np.full(zone.size, True)
+    bits = np.zeros(size, np.uint8)
+    _strided_as(array, bits.view(f"u{array.itemsize}"))[...] = 256**array.itemsize - 1
+    outside[GUARD : GUARD + size] = bits == 0
+    return zone, inner, outside
+
+
+def _strided_as(array: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    return np.lib.stride_tricks.as_strided(flat, array.shape, array.strides)
 
 
 def _library(variant: Variant, edit: Callable[[str], str] | None) -> ctypes.CDLL:
