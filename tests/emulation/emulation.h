@@ -334,6 +334,17 @@ static int launch(Body kernel, void** arguments, const int* grid_size, int count
     return message[0] != 0;
 }
 
+// Lanes that went through different numbers of accesses take the next ones together again.
+static void realign(int warp) {
+    u32 accesses = 0, copy_calls = 0;
+    for (int i = warp * 32; i < warp * 32 + 32; i++) {
+        if (threads[i].accesses > accesses) accesses = threads[i].accesses;
+        if (threads[i].copy_calls > copy_calls) copy_calls = threads[i].copy_calls;
+    }
+    for (int i = warp * 32; i < warp * 32 + 32; i++)
+        threads[i].accesses = accesses, threads[i].copy_calls = copy_calls;
+}
+
 // Deposits a lane's part; the last of the warp to come does the work for all of them.
 template <class Work>
 static void warp_wide(Work work) {
@@ -344,6 +355,7 @@ static void warp_wide(Work work) {
         return;
     }
     exchange.arrived = 0;
+    realign(current / 32);
     work(exchange);
     for (int i = 0; i < 31; i++) wake(exchange.waiting[i]);
 }
@@ -386,6 +398,7 @@ DEVICE void barrier() {
         return;
     }
     at_barrier = 0;
+    for (int warp = 0; warp < thread_count / 32; warp++) realign(warp);
     block_barriers++;
     for (int i = 0; i < thread_count - 1; i++) wake(waiting_at_barrier[i]);
 }
