@@ -59,7 +59,9 @@ def check_activations(name: str, array: Any) -> None:
     """
     check_elements(name, array)
     if len(array.shape) != 2 or 0 in array.shape:
-        raise ValueError(f"{name} must be a matrix that is not empty, got shape {tuple(array.shape)}")
+        raise ValueError(
+            f"{name} must be a matrix that is not empty, got shape {tuple(array.shape)}"
+        )
     rows, columns = _strides(array)
     if columns != 1 and array.shape[1] > 1:
         raise ValueError(

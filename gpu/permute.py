@@ -11,6 +11,7 @@ from typing import Any
 
 from gyroperm.gpu.arrays import (
     check_activations,
+    check_contiguous,
     check_elements,
     check_table,
     is_wide,
@@ -147,7 +148,7 @@ def rms_norm_to_features(
     if features.shape[0] != outputs or features.shape[1] < count:
         raise ValueError(
             f"features must have shape ({outputs}, at least {count}), which is (D, N), got "
-            f"{features.shape}"
+            f"{tuple(features.shape)}"
         )
     return _launch(
         tokens, order, weight, features, dtype, epsilon, feature_major=True, limit=shared_bytes
@@ -224,7 +225,7 @@ def _check_tokens(tokens: Any) -> None:
     if tokens.shape[1] > MOST_CHANNELS:
         raise ValueError(
             f"tokens must have at most {MOST_CHANNELS} channels, a row of which fits into shared "
-            f"memory, got shape {tokens.shape}"
+            f"memory, got shape {tuple(tokens.shape)}"
         )
 
 
@@ -232,8 +233,7 @@ def _check_norm(tokens: Any, weight: Any, epsilon: float, dtype: str, order: Any
     _check_tokens(tokens)
     check_elements("weight", weight)
     _check_shape("weight", weight, (tokens.shape[1],), "(C,)")
-    if weight.shape[0] > 1 and weight.strides[0] != 2:
-        raise ValueError(f"weight must be contiguous, got strides {weight.strides} in bytes")
+    check_contiguous("weight", weight)
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be at least 0, got {epsilon}")
     if dtype not in _DTYPES:
@@ -244,4 +244,6 @@ def _check_norm(tokens: Any, weight: Any, epsilon: float, dtype: str, order: Any
 
 def _check_shape(name: str, array: Any, shape: tuple[int, ...], symbols: str) -> None:
     if tuple(array.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, which is {symbols}, got {array.shape}")
+        raise ValueError(
+            f"{name} must have shape {shape}, which is {symbols}, got {tuple(array.shape)}"
+        )

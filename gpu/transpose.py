@@ -84,12 +84,12 @@ def _check(tokens: Any, features: Any, positions: Any) -> None:
     if features.shape[1] < count:
         raise ValueError(
             f"features must have at least the {count} columns of as many tokens, got shape "
-            f"{features.shape}"
+            f"{tuple(features.shape)}"
         )
     if features.shape[0] < channels:
         raise ValueError(
             f"features must have at least the {channels} rows of as many channels, got shape "
-            f"{features.shape}"
+            f"{tuple(features.shape)}"
         )
     if positions is None:
         return

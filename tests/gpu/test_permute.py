@@ -325,3 +325,21 @@ def test_features_of_another_shape_are_refused():
     for shape in ((15, 3), (17, 3), (16, 2)):
         with pytest.raises(ValueError, match=r"features must have shape \(16, at least 3\)"):
             rms_norm_to_features(features=np.zeros(shape, np.uint16), **given)
+
+
+def test_tensors_of_torch_make_the_same_launch():
+    torch = pytest.importorskip("torch")
+    tokens = np.zeros((3, 40), np.int16)[:, :16]
+    arrays = {**GOOD, "tokens": tokens}
+    launch = rms_norm(**arrays)
+    tensors = {
+        name: torch.from_numpy(value) if name == "order" else value
+        for name, value in {**arrays, "order": np.arange(16, dtype=np.int32)}.items()
+    }
+    tensors["tokens"] = torch.zeros(3, 40, dtype=torch.bfloat16)[:, :16]
+    other = rms_norm(**tensors)
+    assert other.grid == launch.grid
+    assert other.arguments["in_stride"] == launch.arguments["in_stride"] == 40
+    assert (launch.arguments["wide_order"], other.arguments["wide_order"]) == (0, 1)
+    with pytest.raises(ValueError, match="tokens must have the elements of a row side by side"):
+        rms_norm(**{**tensors, "tokens": tensors["tokens"].T})
