@@ -548,3 +548,69 @@ def window_gain(
         return group_value(S, rows, [*kept, column], n) - value
     others = [[c for c in kept if c != k] for k in kept]
     return max(0.0, *(group_value(S, rows, [*rest, column], n) - value for rest in others))
+
+
+# ---------------------------------------------------------------- fragments of tensor cores
+
+
+def stored_places(kept: Sequence[int]) -> list[int]:
+    """The two of four places that a group stores: what it keeps, and else its last ones."""
+    places = list(kept)
+    for last in (3, 2):
+        if len(places) < 2 and last not in places:
+            places.append(last)
+    return sorted(places)
+
+
+def packed_sparse_tile(bits: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A tile as every lane of m16n8k32 with two of four reads it, from the manual's formulas.
+
+    bits and mask (V, K), K a multiple of 64, V of 16. The values are (K / 64, 2, V / 16, 32, 8),
+    the metadata (K / 64, V / 16, 32), of which selector 0 means the first 32 slots.
+    """
+    V, K = bits.shape
+    values = np.zeros((K // 64, 2, V // 16, 32, 8), np.uint16)
+    metadata = np.zeros((K // 64, V // 16, 32), np.uint32)
+
+    def places(row: int, first: int) -> list[int]:
+        return stored_places([p for p in range(4) if mask[row, first + p]])
+
+    for step in range(K // 64):
+        for block in range(V // 16):
+            for lane in range(32):
+                group_id, thread = lane // 4, lane % 4
+                for half in range(2):
+                    for i in range(8):
+                        row = block * 16 + group_id + (8 if i in (2, 3, 6, 7) else 0)
+                        # The four slots that elements i and i + 1 (i even) come from.
+                        first = step * 64 + half * 32 + thread * 4 + (16 if i >= 4 else 0)
+                        slot = first + places(row, first)[i % 2]
+                        if mask[row, slot]:
+                            values[step, half, block, lane, i] = bits[row, slot]
+                word = 0
+                for upper in range(2):
+                    for group in range(4):
+                        row = block * 16 + group_id + 8 * upper
+                        # Threads 0 and 1 of four serve selector 0, threads 2 and 3 selector 1.
+                        first = step * 64 + thread // 2 * 32 + thread % 2 * 16 + group * 4
+                        for i, place in enumerate(places(row, first)):
+                            word |= place << (upper * 16 + group * 4 + i * 2)
+                metadata[step, block, lane] = word
+    return values, metadata
+
+
+def packed_dense_tile(bits: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A tile as every lane of m16n8k16 reads it, shape (K / 64, 4, V / 16, 32, 8)."""
+    V, K = bits.shape
+    values = np.zeros((K // 64, 4, V // 16, 32, 8), np.uint16)
+    for step in range(K // 64):
+        for part in range(4):
+            for block in range(V // 16):
+                for lane in range(32):
+                    for i in range(8):
+                        row = block * 16 + lane // 4 + (8 if i in (2, 3, 6, 7) else 0)
+                        slot = lane % 4 * 2 + i % 2 + (8 if i >= 4 else 0)
+                        slot += step * 64 + part * 16
+                        if mask[row, slot]:
+                            values[step, part, block, lane, i] = bits[row, slot]
+    return values

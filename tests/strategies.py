@@ -12,7 +12,10 @@ import gyroperm
 import naive
 from gyroperm.arrangement import Arrangement
 from gyroperm.problem import Problem
+from gyroperm.solution import Solution
 from gyroperm.solvers import Search, registry
+from gyroperm.solvers.vectors import choose_vectors, vector_scores
+from gyroperm.views import WeightView
 
 KINDS = ("nm", "hinm", "vnm", "vector_nm", "tvw")
 METHODS = ("identity", "gyro", "assign", "auto")
@@ -163,3 +166,56 @@ def cases(draw: st.DrawFn, kind: str, *, tiny: bool = False, ties: bool = True) 
         pattern = gyroperm.Pattern.vector_nm(N, M, V)
         parameters = {"N": N, "M": M, "V": V}
     return Case(kind, pattern, draw(saliencies(rows, columns, ties=ties)), parameters)
+
+
+def shuffled_solution(
+    weights: np.ndarray, pattern: gyroperm.Pattern, rng: np.random.Generator
+) -> Solution:
+    """A solution with rows, columns and virtual rows in random places, as a search leaves them."""
+    problem = Problem(np.abs(weights), pattern)
+    tile_rows = np.full(problem.tiles * problem.tile_size, -1)
+    tile_rows[rng.permutation(tile_rows.size)[: len(problem.block_rows[0])]] = problem.block_rows[0]
+    tile_rows = tile_rows.reshape(problem.tiles, problem.tile_size)
+    order = None
+    if pattern.shared_order:
+        columns = np.full(problem.padded_columns, -1, dtype=np.int32)
+        columns[: problem.columns] = np.arange(problem.columns)
+        order = rng.permutation(columns)
+    if pattern.is_plain:
+        chosen = [order]
+    else:
+        chosen = choose_vectors(problem, vector_scores(problem.saliency, tile_rows), order)
+    if order is None:
+        chosen = [rng.permutation(columns) for columns in chosen]
+    return Solution.measured(
+        problem,
+        Arrangement(tile_rows, tuple(c.reshape(-1, pattern.m) for c in chosen), order),
+        identity=0.0,
+        view=WeightView.of([weights.shape], pattern, listed=False),
+        method="shuffled",
+        seed=0,
+        seconds=0.0,
+    )
+
+
+@st.composite
+def packable_solutions(draw: st.DrawFn, kind: str) -> Solution:
+    """A shuffled solution of a kind of pattern whose tiles the GPU's kernels take."""
+    V = draw(st.sampled_from((16, 32, 48)))
+    n, m = draw(st.sampled_from(((1, 2), (1, 4), (2, 4), (1, 3), (2, 3), (2, 2), (4, 4))))
+    ratio = draw(st.sampled_from((0.0, 0.5, 0.75)))
+    if kind == "nm":
+        pattern = gyroperm.Pattern.nm(n, m)
+    elif kind == "hinm":
+        pattern = gyroperm.Pattern.hinm(n, m, vec_ratio=ratio, vec_size=V)
+    elif kind == "vnm":
+        pattern = gyroperm.Pattern.vnm(V, draw(st.integers(1, 4)), draw(st.integers(4, 10)))
+    elif kind == "vector_nm":
+        M = draw(st.integers(1, 8))
+        pattern = gyroperm.Pattern.vector_nm(draw(st.integers(1, M)), M, V)
+    else:
+        rows_pruned = draw(st.sampled_from((0.0, 0.25, 0.5)))
+        pattern = gyroperm.Pattern.tvw(n, m, vec_ratio=ratio, vec_size=V, row_ratio=rows_pruned)
+    shape = draw(st.integers(1, 150)), draw(st.integers(16, 150))
+    random = np.random.default_rng(draw(st.integers(0, 2**20)))
+    return shuffled_solution(random.random(shape), pattern, random)

@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 
 import gyroperm
-from gyroperm.arrangement import Arrangement
 from gyroperm.gpu import IndexTables, fuse
 from gyroperm.pattern import Pattern
-from gyroperm.problem import Problem
-from gyroperm.solution import Solution
-from gyroperm.solvers.vectors import choose_vectors, vector_scores
-from gyroperm.views import WeightView
+from strategies import shuffled_solution
 
 # Rows and columns that V = 16 and m = 4 do not divide, so that virtual ones appear.
 PATTERNS = {
@@ -24,34 +20,6 @@ PATTERNS = {
     "nm": Pattern.nm(),
 }
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
-
-
-def shuffled_solution(weights, pattern, rng):
-    """A solution with rows, columns and virtual rows in random places, as a search leaves them."""
-    problem = Problem(np.abs(weights), pattern)
-    tile_rows = np.full(problem.tiles * problem.tile_size, -1)
-    tile_rows[rng.permutation(tile_rows.size)[: len(problem.block_rows[0])]] = problem.block_rows[0]
-    tile_rows = tile_rows.reshape(problem.tiles, problem.tile_size)
-    order = None
-    if pattern.shared_order:
-        columns = np.full(problem.padded_columns, -1, dtype=np.int32)
-        columns[: problem.columns] = np.arange(problem.columns)
-        order = rng.permutation(columns)
-    if pattern.is_plain:
-        chosen = [order]
-    else:
-        chosen = choose_vectors(problem, vector_scores(problem.saliency, tile_rows), order)
-    if order is None:
-        chosen = [rng.permutation(columns) for columns in chosen]
-    return Solution.measured(
-        problem,
-        Arrangement(tile_rows, tuple(c.reshape(-1, pattern.m) for c in chosen), order),
-        identity=0.0,
-        view=WeightView.of([weights.shape], pattern, listed=False),
-        method="shuffled",
-        seed=0,
-        seconds=0.0,
-    )
 
 
 def values_of(solution, weights):
