@@ -139,9 +139,24 @@ class HinmMatrix:
         return self.index.tile_size
 
     @property
+    def columns(self) -> NDArray[np.integer]:
+        """The row of X that each slot reads, shape (64 * steps,)."""
+        return self.index.columns
+
+    @property
+    def row_map(self) -> NDArray[np.integer]:
+        """The row of Y at each packed row, shape (T * V,); -1 is virtual."""
+        return self.index.row_map
+
+    @property
     def steps(self) -> int:
         """The steps of all tiles together."""
         return len(self.values)
+
+    @property
+    def tile_steps(self) -> NDArray[np.integer]:
+        """The steps of each tile, shape (T,)."""
+        return np.diff(self.index.tile_ptr) // STEP
 
     @property
     def sparse(self) -> bool:
@@ -151,7 +166,7 @@ class HinmMatrix:
     @property
     def nbytes(self) -> int:
         """The bytes of all arrays, index tables included."""
-        tables = self.index.columns, self.index.tile_ptr, self.index.row_map
+        tables = self.columns, self.index.tile_ptr, self.row_map
         return sum(array.nbytes for array in (self.values, self.metadata, *tables))
 
     @cached_property
@@ -219,12 +234,12 @@ class HinmMatrix:
         """Write to a safetensors file, complete or not at all; :meth:`load` reads it back."""
         from safetensors.numpy import save_file
 
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "values": self.values,
             "metadata": self.metadata,
-            "columns": self.index.columns,
+            "columns": self.columns,
             "tile_ptr": self.index.tile_ptr,
-            "row_map": self.index.row_map,
+            "row_map": self.row_map,
         }
         described = {
             "format": _FORMAT,
@@ -264,7 +279,7 @@ class HinmMatrix:
         """Each tile's rows (V,), -1 is virtual, its columns (K,) and its bits (V, K)."""
         from gyroperm.gpu.packing import unpack_dense, unpack_sparse
 
-        for t, rows in enumerate(self.index.row_map.reshape(self.tiles, -1)):
+        for t, rows in enumerate(self.row_map.reshape(self.tiles, -1)):
             start, end = self.index.tile_ptr[t : t + 2].tolist()
             block = np.zeros((self.tile_size, end - start), dtype=np.uint16)
             steps = slice(start // STEP, end // STEP)
@@ -272,7 +287,7 @@ class HinmMatrix:
                 unpack_sparse(self.values[steps], self.metadata[steps], block)
             else:
                 unpack_dense(self.values[steps], block)
-            yield rows, self.index.columns[start:end], block
+            yield rows, self.columns[start:end], block
 
 
 @dataclass(frozen=True, eq=False)
