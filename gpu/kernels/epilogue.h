@@ -21,12 +21,15 @@ struct OutputRow {
 
 // bias is indexed by output channel. With keep_order the packed row itself is the row of Y: its
 // consumer reads it through an index table that knows the order.
-DEVICE OutputRow output_row(const int* row_map, const u16* bias, int packed_row, bool keep_order) {
-    int channel = load(row_map + packed_row);
+DEVICE OutputRow output_row_of_channel(int channel, const u16* bias, int packed_row,
+                                       bool keep_order) {
     OutputRow out;
     out.row = channel < 0 || !keep_order ? channel : packed_row;
     out.bias = channel >= 0 && bias ? to_float(load(bias + channel)) : 0.f;
     return out;
+}
+DEVICE OutputRow output_row(const int* row_map, const u16* bias, int packed_row, bool keep_order) {
+    return output_row_of_channel(load(row_map + packed_row), bias, packed_row, keep_order);
 }
 
 // value * factor + addend, where they are given, each read at the same place of Y.

@@ -37,21 +37,39 @@ DEVICE T load(const T* address) {
     return __ldg(address);
 }
 
-// Read-only, read once: packed weights, which would only push out of L1 what is read again.
+// Read-only, read once: packed weights, which would only push out of L1 what is read again. Not
+// `.nc`, which the compiler moves ahead of a barrier.
 template <class T>
 DEVICE T load_once(const T* address);
 template <>
 DEVICE uint4 load_once<uint4>(const uint4* address) {
     uint4 value;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(address));
+                 : "l"(address)
+                 : "memory");
     return value;
 }
 template <>
 DEVICE u32 load_once<u32>(const u32* address) {
     u32 value;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+}
+
+// Read-only, through L1, and under way before the barrier that follows it.
+template <class T>
+DEVICE T load_in_order(const T* address);
+template <>
+DEVICE u32 load_in_order<u32>(const u32* address) {
+    u32 value;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+template <>
+DEVICE u64 load_in_order<u64>(const u64* address) {
+    u64 value;
+    asm volatile("ld.global.nc.u64 %0, [%1];" : "=l"(value) : "l"(address));
     return value;
 }
 
@@ -202,6 +220,9 @@ DEVICE float reciprocal_root(float value) { return rsqrtf(value); }
 // ---- for both -----------------------------------------------------------------------------------
 
 DEVICE u32 pair(u16 low, u16 high) { return low | static_cast<u32>(high) << 16; }
+// Of two pairs, a pair of their first halves, and one of their second.
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
 DEVICE u32 pair_from_floats(float low, float high) {
     return pair(from_float(low), from_float(high));
 }

@@ -10,6 +10,7 @@
 // else dense inside), ALIGNED (rows of X, Y and what is read beside them begin on 16 bytes),
 // GYROPERM_BF16.
 #include "epilogue.h"
+#include "parts.h"
 
 constexpr int step_columns = 64;
 constexpr int threads = 32 * WARPS_M * WARPS_N;
@@ -150,19 +151,7 @@ DEVICE bool sums_of_parts(const Work& work, float* workspace, u32* counters, Sum
     for (int e = 0; e < each; e++)
         store(slots + (static_cast<long long>(work.part) * each + e) * threads + thread_index(),
               sums[e / 4 / column_blocks][e / 4 % column_blocks][e % 4]);
-    fence();
-    barrier();
-    if (thread_index() == 0) {
-        u32 before = atomic_add(counters + work.counter, 1);
-        // The next launch finds it as this one did.
-        if (before == static_cast<u32>(work.parts) - 1) store(counters + work.counter, 0u);
-        shared_store(shared_base(), before);
-    }
-    barrier();
-    bool last = shared_load<u32>(shared_base()) == static_cast<u32>(work.parts) - 1;
-    barrier();
-    if (!last) return false;
-    fence();
+    if (!comes_last(counters + work.counter, work.parts, shared_base())) return false;
 #pragma unroll
     for (int e = 0; e < each; e++) sums[e / 4 / column_blocks][e / 4 % column_blocks][e % 4] = 0.f;
     for (int part = 0; part < work.parts; part++) {

@@ -421,6 +421,10 @@ DEVICE T load_once(const T* address) {
     return load(address);
 }
 template <class T>
+DEVICE T load_in_order(const T* address) {
+    return load(address);
+}
+template <class T>
 DEVICE T load_shared_by_blocks(const T* address) {
     return load(address);
 }
