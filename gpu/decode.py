@@ -6,22 +6,20 @@ the start on every multiprocessor. See kernels/decode.cu for what a block does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.gpu.arrays import begins_on_16_bytes, row_stride
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant
+from gyroperm.gpu.spmm import STEP_COLUMNS, Packed, activation_code
 
 MAX_COLUMNS = 16
-STEP = 64  # kept columns of a step
-ACTIVATIONS = ("identity", "relu", "gelu", "silu")
-
-Layout = Literal["feature-major", "token-major"]
 
 # As in decode.cu.
 _FRAGMENT_BYTES = 33 * 16
@@ -35,7 +33,7 @@ _WARPS = 8
 
 # Estimates by which cuts are compared, all in bytes that a multiprocessor reads of the weights in
 # the same time, about 32 a nanosecond on an H200.
-_IN_FLIGHT = 24 << 10  # what hides the latency of memory
+_IN_FLIGHT = 40 << 10  # what hides the latency of a loaded memory, for each multiprocessor
 _RESIDENT = 2  # blocks of a multiprocessor at a time, at least
 _BLOCK = 12 << 10  # from a block's start to its first product
 _GATHERED_VALUE = 6  # one value of X, into shared memory
@@ -115,12 +113,14 @@ class DecodePlan:
         V = tables.tile_size
         if V % 16 or not 16 <= V <= 256:
             raise ValueError(f"tables must have tiles of 16, 32, ... 256 rows, got {V}")
-        if (tables.tile_ptr % STEP).any():
-            raise ValueError(f"tables must have a multiple of {STEP} slots in every tile")
-        steps = np.diff(tables.tile_ptr) // STEP
+        if (tables.tile_ptr % STEP_COLUMNS).any():
+            raise ValueError(f"tables must have a multiple of {STEP_COLUMNS} slots in every tile")
+        steps = _steps(tables)
         most = _most_steps(n)
         if block_rows is not None and (block_rows < 16 or block_rows % 16 or V % block_rows):
-            raise ValueError(f"block_rows must be a multiple of 16 that divides {V}, got {block_rows}")
+            raise ValueError(
+                f"block_rows must be a multiple of 16 that divides {V}, got {block_rows}"
+            )
         if part_steps is not None and not 1 <= part_steps <= most:
             raise ValueError(f"part_steps must lie in 1..{most} for n={n}, got {part_steps}")
         cuts = [
@@ -131,7 +131,7 @@ class DecodePlan:
         if not cuts:  # part_steps that leave the parts of a tile uneven
             rows = [block_rows] if block_rows else _divisors(V)
             cuts = [(r, part_steps or most) for r in rows]
-        chosen = min(cuts, key=lambda cut: _cost(steps, V, *cut, sparse, n, multiprocessors))
+        chosen = min(cuts, key=lambda cut: _cost(steps, V, cut, sparse, n, multiprocessors))
         return cls._cut(tables, steps, sparse, n, *chosen)
 
     @classmethod
@@ -157,7 +157,7 @@ class DecodePlan:
         return cls(tables, sparse, n, block_rows, part_steps, items, grid, slots)
 
     @property
-    def workspace_floats(self) -> int:
+    def workspace_values(self) -> int:
         """The float32 values of the workspace; what they hold before a launch does not matter."""
         return self.slots * self.block_rows * 8 * _fragments(self.n)
 
@@ -177,121 +177,145 @@ class DecodePlan:
         """Of a block."""
         return 32 * self.slices * (self.block_rows // 16)
 
+    @property
+    def tile_steps(self) -> NDArray[np.int32]:
+        """Steps of each tile."""
+        return _steps(self.tables)
+
+    def variant(self, n: int, *, bfloat16: bool, x_layout: int, wide_columns: bool) -> Variant:
+        """The kernel for n columns of an X that lies as decode.cu's X_LAYOUT says."""
+        return Variant.of(
+            "decode",
+            {
+                "TILE_ROWS": self.tables.tile_size,
+                "BLOCK_ROWS": self.block_rows,
+                "K_SLICES": self.slices,
+                "COLUMN_FRAGMENTS": _fragments(n),
+                "SPARSE": self.sparse,
+                "X_LAYOUT": x_layout,
+                "WIDE_COLUMNS": wide_columns,
+                "GYROPERM_BF16": bfloat16,
+            },
+        )
+
     def shared_bytes(self, n: int) -> int:
-        """Of a block, for n columns of X."""
-        steps = min(self.part_steps, int(np.diff(self.tables.tile_ptr).max()) // STEP)
+        """Shared memory of a block for n columns of X: what it gathers, and its partial sums."""
+        steps = min(self.part_steps, int(self.tile_steps.max()))
         partials = self.slices * 8 * _fragments(n) * (self.block_rows + 4) * 4
         return steps * _step_bytes(n) + partials
 
 
 def decode_launch(
-    plan: DecodePlan,
-    arrays: Mapping[str, Any],
+    matrix: Packed,
     x: Any,
     y: Any,
     *,
-    n: int,
-    dtype: Literal["float16", "bfloat16"],
-    x_layout: Layout = "feature-major",
-    y_layout: Layout = "feature-major",
-    keep_order: bool = False,
+    plan: DecodePlan,
+    bfloat16: bool,
+    work_items: Any,
+    workspace: Any,
+    counters: Any,
+    token_major_x: bool = False,
+    token_major_y: bool = False,
     bias: Any = None,
-    activation: str = "identity",
+    activation: str | None = None,
     factor: Any = None,
     addend: Any = None,
+    keep_order: bool = False,
 ) -> Launch:
-    """The launch that computes ``Y = activation(W @ X + bias) * factor + addend``.
+    """The launch of ``Y = activation(W X + bias) * factor + addend`` for N <= 16.
 
     Parameters
     ----------
+    matrix : Packed
+        The packed matrix where the launch will run.
+    x : array, shape (C, N), or (N, C) where token-major
+        Activations as 16-bit words, rows contiguous; N is at most ``plan.n``.
+    y : array, shape (R, N), or (N, R) where token-major
+        What is written; with ``keep_order`` R is T * V.
     plan : DecodePlan
-        Of the packed matrix.
-    arrays : mapping
-        ``values``, ``metadata`` (None where dense inside), ``columns`` and ``row_map`` of the
-        packed matrix, and of the plan ``work_items``, ``workspace`` (float32) and ``counters``
-        (uint32, zero), None where it needs none. Two launches that may run at the same time
-        need workspaces and counters of their own.
-    x : array of 16 bits, shape (C, >= N) or token-major (>= N, >= C)
-        Rows may lie apart; within a row elements may not.
-    y : array of 16 bits, shape (R, >= N) or token-major (>= N, >= R)
-        Written in its first N columns (rows). With `keep_order` R is T * V.
-    n : int
-        N, 1 to ``plan.n``.
-    dtype : {"float16", "bfloat16"}
-        What the 16 bits mean.
-    x_layout, y_layout : {"feature-major", "token-major"}
-        How x and y lie.
+        Of this matrix.
+    bfloat16 : bool
+        Whether the words are bfloat16, else float16.
+    work_items : array of int32, shape (B, 6), or None
+        The plan's, where the launch will run.
+    workspace : array of float32, shape (plan.workspace_values,)
+        Holds the parts of split tiles; None where none is split.
+    counters : array of uint32, shape (plan.counters,)
+        Zeros; zeros again after the launch. None where no tile is split.
+    token_major_x, token_major_y : bool
+        Whether x and y lie as in a model, a row for each token.
+    bias : array, shape (R,), optional
+        By output channel.
+    activation : {None, "relu", "gelu", "silu"}
+        Of the sum with the bias; gelu in its exact form.
+    factor, addend : array, optional
+        Of y's shape and row stride.
     keep_order : bool
-        Leave the rows of Y in packed order; rows that hold no output channel are not written.
-    bias : array of 16 bits, shape (outputs,), optional
-        By output channel, in either order of rows.
-    activation : {"identity", "relu", "gelu", "silu"}
-        The exact form of gelu.
-    factor, addend : array of 16 bits, optional
-        As y, and with its strides.
-
-    Returns
-    -------
-    Launch
+        Leave packed rows where they are, for a consumer whose index is fused.
 
     Raises
     ------
     ValueError
-        If an argument does not fit; the message names it and what would be accepted.
+        If the activation is unknown, or shapes or strides do not fit together.
     """
-    if not 1 <= n <= plan.n:
-        raise ValueError(f"n must lie in 1..{plan.n}, as the plan was made, got {n}")
-    if dtype not in ("float16", "bfloat16"):
-        raise ValueError(f"dtype must be float16 or bfloat16, got {dtype!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     tables = plan.tables
+    n = int(x.shape[0 if token_major_x else 1])
+    if not 1 <= n <= plan.n:
+        raise ValueError(f"x must have 1 to {plan.n} columns, as planned, got {n}")
     outputs = len(tables.row_map) if keep_order else tables.outputs
-    x_stride = _row_stride("x", x, x_layout, tables.inputs, n)
-    y_stride = _row_stride("y", y, y_layout, outputs, n)
-    for name, other in (("factor", factor), ("addend", addend)):
-        if other is not None and _row_stride(name, other, y_layout, outputs, n) != y_stride:
-            raise ValueError(f"{name} must have the strides of y, {y.strides}, got {other.strides}")
-    if bias is not None and (tuple(bias.shape) != (tables.outputs,) or bias.dtype.itemsize != 2):
-        raise ValueError(
-            f"bias must have {tables.outputs} values of 16 bits, got shape {tuple(bias.shape)} "
-            f"of {bias.dtype}"
-        )
-    steps = np.diff(tables.tile_ptr) // STEP
-    variant = Variant.of(
-        "decode",
-        {
-            "TILE_ROWS": tables.tile_size,
-            "BLOCK_ROWS": plan.block_rows,
-            "K_SLICES": plan.slices,
-            "COLUMN_FRAGMENTS": _fragments(n),
-            "SPARSE": plan.sparse,
-            "X_LAYOUT": _kernel_layout(x, x_layout, x_stride, n),
-            "WIDE_COLUMNS": tables.columns.dtype.itemsize == 4,
-            "GYROPERM_BF16": dtype == "bfloat16",
+    _check_shape("x", x, (tables.inputs, n), token_major_x)
+    _check_shape("y", y, (outputs, n), token_major_y)
+    x_stride, y_stride = row_stride(x), row_stride(y)
+    for name, array in (("factor", factor), ("addend", addend)):
+        if array is not None and (
+            tuple(array.shape) != tuple(y.shape) or row_stride(array) != y_stride
+        ):
+            raise ValueError(
+                f"{name} must have y's shape {tuple(y.shape)} and row stride {y_stride}, got "
+                f"{tuple(array.shape)} and {row_stride(array)}"
+            )
+    steps = plan.tile_steps
+    return Launch(
+        plan.variant(
+            n,
+            bfloat16=bfloat16,
+            x_layout=_x_layout(x, n, token_major_x),
+            wide_columns=matrix.columns.dtype.itemsize == 4,
+        ),
+        grid=plan.grid,
+        threads=plan.threads,
+        shared_bytes=plan.shared_bytes(n),
+        arguments={
+            "values": matrix.values,
+            "metadata": matrix.metadata if plan.sparse else None,
+            "columns": matrix.columns,
+            "row_map": matrix.row_map,
+            "keep_order": keep_order,
+            "work_items": work_items,
+            "full_tiles": int(np.count_nonzero(steps)),
+            "tile_steps": int(steps[0]),
+            "part_steps": plan.part_steps,
+            "tile_parts": plan.grid[2],
+            "workspace": workspace,
+            "counters": counters,
+            "x": x,
+            "x_stride": x_stride,
+            "bias": bias,
+            "activation": activation_code(activation),
+            "factor": factor,
+            "addend": addend,
+            "y": y,
+            "y_row": 1 if token_major_y else y_stride,
+            "y_column": y_stride if token_major_y else 1,
+            "n": n,
         },
     )
-    by_row = y_layout == "feature-major"
-    arguments = {
-        **{name: arrays[name] for name in ("values", "metadata", "columns", "row_map")},
-        "keep_order": keep_order,
-        **{name: arrays[name] for name in ("work_items", "workspace", "counters")},
-        "full_tiles": int((steps > 0).sum()),
-        "tile_steps": int(steps[0]),
-        "part_steps": plan.part_steps,
-        "tile_parts": plan.grid[2],
-        "x": x,
-        "x_stride": x_stride,
-        "bias": bias,
-        "activation": ACTIVATIONS.index(activation),
-        "factor": factor,
-        "addend": addend,
-        "y": y,
-        "y_row": y_stride if by_row else 1,
-        "y_column": 1 if by_row else y_stride,
-        "n": n,
-    }
-    return Launch(variant, plan.grid, plan.threads, plan.shared_bytes(n), arguments)
+
+
+def _steps(tables: IndexTables) -> NDArray[np.int32]:
+    steps: NDArray[np.int32] = np.diff(tables.tile_ptr) // STEP_COLUMNS
+    return steps
 
 
 def _fragments(n: int) -> int:
@@ -320,12 +344,12 @@ def _cuts(V: int, longest: int, most: int) -> Iterator[tuple[int, int]]:
 def _cost(
     steps: NDArray[np.integer],
     V: int,
-    block_rows: int,
-    part_steps: int,
+    cut: tuple[int, int],
     sparse: bool,
     n: int,
     multiprocessors: int,
 ) -> float:
+    block_rows, part_steps = cut
     row_blocks = V // block_rows
     step_bytes = block_rows * (72 if sparse else 128)
     parts = -(-steps // part_steps)
@@ -334,10 +358,11 @@ def _cost(
     each = -(-blocks // multiprocessors)  # of the busiest multiprocessor
     total = int(steps.sum()) * row_blocks * step_bytes
     stream = max(total / multiprocessors, each * longest * step_bytes / _ALONE)
-    lanes = 32 * (block_rows // 16) * max(1, _WARPS // (block_rows // 16))
-    ahead = min(each, _RESIDENT) * min(longest * step_bytes, lanes * _LOADS_AHEAD)
-    stream *= max(1.0, _IN_FLIGHT / max(ahead, 1))
-    gather = each * longest * STEP * n * _GATHERED_VALUE
+    lanes = 32 * max(block_rows // 16, _WARPS)
+    block_ahead = min(longest * step_bytes, lanes * _LOADS_AHEAD)
+    ahead = min(blocks, multiprocessors * _RESIDENT) * block_ahead
+    stream *= max(1.0, _IN_FLIGHT * multiprocessors / max(ahead, 1))
+    gather = each * longest * STEP_COLUMNS * n * _GATHERED_VALUE
     split = 0.0
     if parts.max() > 1:
         split = _SPLIT + int(parts.max()) * block_rows * 4 * n
@@ -362,26 +387,13 @@ def _items(
     return np.array(rows, dtype=np.int32).reshape(-1, _ITEM_FIELDS)
 
 
-def _row_stride(name: str, array: Any, layout: str, features: int, n: int) -> int:
-    if layout not in ("feature-major", "token-major"):
-        raise ValueError(f"{name}_layout must be feature-major or token-major, got {layout!r}")
-    rows, columns = (features, n) if layout == "feature-major" else (n, features)
-    shape = tuple(array.shape)
-    if array.dtype.itemsize != 2:
-        raise ValueError(f"{name} must hold values of 16 bits, got {array.dtype}")
-    if len(shape) != 2 or shape[0] < rows or shape[1] < columns:
-        raise ValueError(f"{name} must have at least {rows} rows of {columns} values ({layout}), got {shape}")
-    if layout == "feature-major" and shape[0] != features:
-        raise ValueError(f"{name} must have {features} rows ({layout}), got {shape}")
-    row, element = array.strides
-    if element != 2 or row < 2 * columns or row % 2:
-        raise ValueError(f"{name} must have rows of consecutive values, got strides {array.strides}")
-    return int(row) // 2
+def _check_shape(name: str, array: Any, shape: tuple[int, int], token_major: bool) -> None:
+    expected = shape[::-1] if token_major else shape
+    if tuple(array.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(array.shape)}")
 
 
-def _kernel_layout(x: Any, layout: Layout, x_stride: int, n: int) -> int:
-    if layout == "token-major":
+def _x_layout(x: Any, n: int, token_major: bool) -> int:
+    if token_major:
         return _TOKEN_MAJOR
-    interface = getattr(x, "__cuda_array_interface__", None) or x.__array_interface__
-    whole = n % 8 == 0 and x_stride % 8 == 0 and interface["data"][0] % 16 == 0
-    return _FEATURE_MAJOR_VECTORS if whole else _FEATURE_MAJOR
+    return _FEATURE_MAJOR_VECTORS if n % 8 == 0 and begins_on_16_bytes(x) else _FEATURE_MAJOR

@@ -35,8 +35,8 @@ constexpr int step_bytes = 2 * COLUMN_FRAGMENTS * fragment_bytes;
 constexpr int partial_stride = BLOCK_ROWS + 4;
 
 constexpr int outputs_each = (most_columns * BLOCK_ROWS + threads - 1) / threads;
-// Registers for more threads than these would not hold what is under way.
-constexpr int resident_threads = X_LAYOUT == FEATURE_MAJOR_VECTORS ? 512 : 768;
+// Of a multiprocessor: registers for more would not hold what is under way.
+constexpr int resident_threads = 512;
 constexpr int resident_blocks = threads < resident_threads ? resident_threads / threads : 1;
 
 static_assert(TILE_ROWS % BLOCK_ROWS == 0 && BLOCK_ROWS % 16 == 0, "");
@@ -87,13 +87,13 @@ struct Stream {
     const uint4* values;
     const u32* metadata;
 
-    DEVICE Stream(const uint4* all_values, const u32* all_metadata, int first_step, int fragment) {
+    Stream(const uint4* all_values, const u32* all_metadata, int first_step, int fragment) {
         const long long place = static_cast<long long>(first_step) * tile_fragments;
         values = all_values + (place * inner_steps + fragment) * 32 + lane_index();
         metadata = all_metadata + (place + fragment) * 32 + lane_index();
     }
 
-    DEVICE Weights at(int step) const {
+    Weights at(int step) const {
         Weights weights;
         const uint4* from = values + step * (tile_fragments * inner_steps * 32);
 #pragma unroll
@@ -167,9 +167,9 @@ struct Gather {
     long long x_stride;
     int n, items;
 
-    DEVICE Item item(int index) const { return item_of(least(index, items - 1), n); }
+    Item item(int index) const { return item_of(least(index, items - 1), n); }
 
-    DEVICE Batch columns_of_batch(int first) const {
+    Batch columns_of_batch(int first) const {
         Batch taken;
 #pragma unroll
         for (int i = 0; i < batch; i++)
@@ -178,14 +178,14 @@ struct Gather {
         return taken;
     }
 
-    DEVICE Piece load_piece(int column, int of_n) const {
+    Piece load_piece(int column, int of_n) const {
         if (X_LAYOUT == TOKEN_MAJOR)
             return load(reinterpret_cast<const Piece*>(x + of_n * x_stride + column));
         return load(reinterpret_cast<const Piece*>(x + column * x_stride + of_n));
     }
 
     // All loads of a batch are under way before the first of them is waited for.
-    DEVICE void copy_batch(u32 to, int first, const Batch& taken) const {
+    void copy_batch(u32 to, int first, const Batch& taken) const {
         Piece low[batch], high[batch];
 #pragma unroll
         for (int i = 0; i < batch; i++) {
@@ -201,10 +201,10 @@ struct Gather {
         }
     }
 
-    DEVICE static void leave_pair(u32 to, Item moved, u16 low, u16 high) {
+    static void leave_pair(u32 to, Item moved, u16 low, u16 high) {
         shared_store(to + pair_offset(moved.pair, moved.n), pair(low, high));
     }
-    DEVICE static void leave_pair(u32 to, Item moved, uint4 low, uint4 high) {
+    static void leave_pair(u32 to, Item moved, uint4 low, uint4 high) {
         const u32 a[4] = {low.x, low.y, low.z, low.w}, b[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int e = 0; e < 4; e++) {

@@ -1,0 +1,407 @@
+"""The decode kernel under the emulation, against float64 products of the rounded inputs."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from emulated import EmulationError, run
+
+from gyroperm.gpu.compiler import compile_variant
+from gyroperm.gpu.decode import DecodePlan, decode_launch
+from gyroperm.gpu.index import IndexTables
+
+# Half an ulp of Y, and half of one again where a factor or an addend follows the rounding.
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def to_bits(array, dtype):
+    if dtype == "float16":
+        return np.asarray(array, np.float16).view(np.uint16)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bits(bits, dtype):
+    if dtype == "float16":
+        return bits.view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+@dataclass
+class Matrix:
+    """A packed matrix, and the dense rows it stands for."""
+
+    values: np.ndarray
+    metadata: np.ndarray
+    columns: np.ndarray
+    row_map: np.ndarray
+    tables: IndexTables
+    dense: np.ndarray
+    dtype: str
+
+
+def packed(rng, V, kept, *, inputs=300, sparse=True, dtype="float16", virtual=5, pruned=3):
+    """Tiles of `kept[t]` columns each: ragged, with virtual rows and rows no tile holds."""
+    T = len(kept)
+    outputs = T * V - virtual + pruned
+    row_map = np.full(T * V, -1)
+    row_map[rng.permutation(T * V)[: T * V - virtual]] = rng.permutation(outputs)[: T * V - virtual]
+    dense = np.zeros((outputs, inputs))
+    values, metadata, columns, tile_ptr = [], [], [], [0]
+    for t, count in enumerate(kept):
+        slots = -(-count // 64) * 64
+        ids = np.zeros(slots, int)
+        ids[:count] = rng.permutation(inputs)[:count]
+        block = from_bits(to_bits(rng.standard_normal((V, slots)), dtype), dtype)
+        block[:, count:] = 0
+        if sparse:
+            places = np.sort(rng.random((V, slots // 4, 4)).argsort(2)[:, :, :2], axis=2)
+            mask = np.zeros((V, slots // 4, 4), bool)
+            np.put_along_axis(mask, places, True, 2)
+            block *= mask.reshape(V, slots)
+            compressed = np.take_along_axis(block.reshape(V, -1, 4), places, 2).reshape(V, -1)
+            nibbles = (places[:, :, 0] | places[:, :, 1] << 2).astype(np.uint32)
+            halves = (nibbles.reshape(V, -1, 4) << np.arange(0, 16, 4, dtype=np.uint32)).sum(2)
+            h = halves.astype(np.uint32).reshape(V // 16, 2, 8, slots // 64, 2, 2)
+            words = h[:, 0] | h[:, 1] << 16
+            metadata.append(words.transpose(2, 0, 1, 3, 4).reshape(-1))
+        else:
+            compressed = block
+        a = to_bits(compressed, dtype).reshape(V // 16, 2, 8, compressed.shape[1] // 16, 2, 4, 2)
+        values.append(a.transpose(3, 0, 2, 5, 4, 1, 6).reshape(-1))
+        rows = row_map[t * V : (t + 1) * V]
+        for slot in range(count):
+            dense[rows[rows >= 0], ids[slot]] += block[rows >= 0, slot]
+        columns.append(ids)
+        tile_ptr.append(tile_ptr[-1] + slots)
+    tables = IndexTables(np.concatenate(columns), np.array(tile_ptr), row_map, inputs, outputs)
+    return Matrix(
+        np.concatenate(values),
+        np.concatenate(metadata).astype(np.uint32) if sparse else np.zeros(0, np.uint32),
+        tables.columns,
+        tables.row_map,
+        tables,
+        dense,
+        dtype,
+    )
+
+
+def plan_of(matrix, n=16, **chosen):
+    sparse = matrix.metadata.size > 0
+    return DecodePlan.of(matrix.tables, sparse=sparse, multiprocessors=4, n=n, **chosen)
+
+
+def work_arrays(plan):
+    return {
+        "work_items": plan.work_items,
+        "workspace": np.full(plan.workspace_values, np.nan, np.float32) if plan.slots else None,
+        "counters": np.zeros(plan.counters, np.uint32) if plan.slots else None,
+    }
+
+
+def padded(rng, rows, columns, dtype, pad):
+    """Random rows that lie apart, and NaN between them."""
+    whole = to_bits(np.full((rows, columns + pad), np.nan), dtype)
+    whole[:, :columns] = to_bits(rng.standard_normal((rows, columns)), dtype)
+    return whole, whole[:, :columns]
+
+
+def whole_buffers(launch, **buffers):
+    """The launch with the buffers whose views it was built from, as the emulation needs them."""
+    return replace(launch, arguments={**launch.arguments, **buffers})
+
+
+ACTIVATIONS = {
+    None: lambda v: v,
+    "relu": lambda v: np.maximum(v, 0),
+    "gelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / np.sqrt(2))),
+    "silu": lambda v: v / (1 + np.exp(-v)),
+}
+
+
+def check(
+    rng,
+    matrix,
+    plan,
+    n,
+    *,
+    x_pad=0,
+    y_pad=0,
+    token_major_x=False,
+    token_major_y=False,
+    keep_order=False,
+    bias=False,
+    activation=None,
+    factor=False,
+    addend=False,
+    seed=3,
+    arrays=None,
+    edit=None,
+):
+    """Run a launch on random inputs and compare it with float64; returns the bits of Y."""
+    dtype, tables = matrix.dtype, matrix.tables
+    outputs = len(tables.row_map) if keep_order else tables.outputs
+
+    def operand(features, token_major, pad):
+        shape = (n, features) if token_major else (features, n)
+        whole, view = padded(rng, *shape, dtype, pad)
+        values = from_bits(np.ascontiguousarray(view), dtype)
+        return whole, view, values.T if token_major else values
+
+    x_whole, x, x_values = operand(tables.inputs, token_major_x, x_pad)
+    y_whole, y, _ = operand(outputs, token_major_y, y_pad)
+    factor_of = operand(outputs, token_major_y, y_pad) if factor else (None, None, 1.0)
+    addend_of = operand(outputs, token_major_y, y_pad) if addend else (None, None, 0.0)
+    poison = to_bits(np.full(y_whole.shape, np.nan), dtype)
+    y_whole[...] = poison
+    bias_bits = to_bits(rng.standard_normal(tables.outputs), dtype) if bias else None
+    launch = decode_launch(
+        matrix,
+        x,
+        y,
+        plan=plan,
+        bfloat16=dtype == "bfloat16",
+        **(work_arrays(plan) if arrays is None else arrays),
+        token_major_x=token_major_x,
+        token_major_y=token_major_y,
+        bias=bias_bits,
+        activation=activation,
+        factor=factor_of[1],
+        addend=addend_of[1],
+        keep_order=keep_order,
+    )
+    launch = whole_buffers(launch, x=x_whole, y=y_whole, factor=factor_of[0], addend=addend_of[0])
+    counts = run(launch, seed=seed, edit=edit)
+    assert launch.arguments["counters"] is None or not launch.arguments["counters"].any()
+
+    offset = from_bits(bias_bits, dtype)[:, None] if bias else 0.0
+    sums = matrix.dense @ x_values
+    sizes = np.abs(matrix.dense) @ np.abs(x_values) + np.abs(offset)
+    expected = ACTIVATIONS[activation](sums + offset)
+    if keep_order:
+        held = tables.row_map >= 0
+        expected, sizes = (a[np.where(held, tables.row_map, 0)] for a in (expected, sizes))
+    else:
+        held = np.isin(np.arange(outputs), tables.row_map)
+    # The sum is wrong by some 2^-24 of its terms' sizes, of which no activation makes more than
+    # 1.13 times as much; Y, and what factor and addend are applied to, by half an ulp.
+    unit, widest = ROUNDING[dtype], np.abs(factor_of[2])
+    result = expected * factor_of[2] + addend_of[2]
+    bound = 2.0**-20 * sizes * widest + 2.0**-24
+    bound = bound + unit * (np.abs(result) + (np.abs(expected) * widest if factor or addend else 0))
+    written = from_bits(np.ascontiguousarray(y), dtype)
+    written = written.T if token_major_y else written
+    assert (np.abs(written - result)[held] <= 1.01 * bound[held]).all()
+    rest = np.ones(y_whole.shape, bool)
+    inside = rest[:, : y.shape[1]]
+    (inside.T if token_major_y else inside)[held] = False
+    assert np.array_equal(y_whole[rest], poison[rest]), "what no row belongs to was written"
+    return y_whole, counts
+
+
+NS = (1, 2, 3, 4, 5, 7, 8)
+
+
+def test_feature_major_of_any_n():
+    rng = np.random.default_rng(1)
+    matrix = packed(rng, 32, [64, 300, 0, 150, 1])
+    for n in NS:
+        check(
+            rng, matrix, plan_of(matrix, block_rows=32, part_steps=2), n, x_pad=n % 3, y_pad=n % 2
+        )
+    plan = plan_of(matrix, block_rows=32, part_steps=1)
+    check(rng, matrix, plan, 8, x_pad=3, bias=True, activation="silu", factor=True)
+
+
+def test_two_fragments_of_columns_in_bfloat16():
+    rng = np.random.default_rng(2)
+    matrix = packed(rng, 48, [190, 64, 0, 300], dtype="bfloat16")
+    plan = plan_of(matrix, block_rows=48, part_steps=3)
+    for n in (9, 11, 15):
+        check(rng, matrix, plan, n, bias=True, activation="gelu")
+    check(rng, matrix, plan, 16, x_pad=1, y_pad=3, addend=True, token_major_y=True)
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_rows_of_x_that_are_vectors(n):
+    rng = np.random.default_rng(n)
+    matrix = packed(rng, 64, [256, 256, 0], sparse=n == 8)
+    plan = plan_of(matrix, block_rows=64, part_steps=2)
+    for pad in (0, 8):
+        _, counts = check(rng, matrix, plan, n, x_pad=pad, bias=True, activation="relu")
+        assert counts.access_conflicts == 0
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_tokens_as_they_lie_in_a_model(sparse):
+    rng = np.random.default_rng(3)
+    matrix = packed(rng, 32, [300, 128, 65], sparse=sparse, dtype="bfloat16")
+    plan = plan_of(matrix, block_rows=32, part_steps=3)
+    options = {"token_major_x": True, "token_major_y": True, "bias": True}
+    for n in (1, 3, 8):
+        check(rng, matrix, plan, n, x_pad=n, y_pad=2, **options)
+    _, counts = check(rng, matrix, plan, 8, factor=True, addend=True, activation="silu", **options)
+    assert counts.access_conflicts == 0
+
+
+def test_wide_column_ids():
+    rng = np.random.default_rng(4)
+    matrix = packed(rng, 16, [70, 200], inputs=66000)
+    assert matrix.columns.dtype == np.int32
+    check(rng, matrix, plan_of(matrix), 2)
+
+
+def test_several_blocks_of_rows_a_tile():
+    rng = np.random.default_rng(11)
+    for kept in ([200, 200, 0], [200, 70]):
+        matrix = packed(rng, 48, kept)
+        for steps in (2, 4):
+            check(rng, matrix, plan_of(matrix, block_rows=16, part_steps=steps), 6)
+
+
+def test_dense_inside_and_rows_in_packed_order():
+    rng = np.random.default_rng(5)
+    matrix = packed(rng, 32, [64, 300, 0, 150], sparse=False)
+    for steps in (1, 5):
+        plan = plan_of(matrix, block_rows=32, part_steps=steps)
+        for n in (1, 7):
+            check(rng, matrix, plan, n, keep_order=True, bias=True, addend=True)
+
+
+def test_the_largest_tile_in_one_block():
+    rng = np.random.default_rng(6)
+    matrix = packed(rng, 256, [128, 70])
+    check(rng, matrix, plan_of(matrix, block_rows=256), 13)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_more_steps_than_a_warp_has_under_way(sparse):
+    rng = np.random.default_rng(12)
+    matrix = packed(rng, 128, [700, 330], inputs=720, sparse=sparse)
+    plan = plan_of(matrix, n=8, block_rows=128, part_steps=10)
+    check(rng, matrix, plan, 8, x_pad=1)
+    check(rng, matrix, plan, 1, bias=True)
+
+
+@pytest.mark.parametrize("x_layout", [0, 1, 2])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_nothing_under_way_is_spilled(x_layout, sparse, architecture):
+    pytest.importorskip("cupy_backends")
+    matrix = packed(np.random.default_rng(13), 64, [128], sparse=sparse)
+    for rows, n in ((16, 1), (64, 16)):
+        plan = plan_of(matrix, n=n, block_rows=rows)
+        variant = plan.variant(n, bfloat16=True, x_layout=x_layout, wide_columns=False)
+        compiled = compile_variant(variant, architecture)
+        assert compiled.spilled_bytes == 0
+        assert compiled.registers * plan.threads <= 32768
+
+
+def test_a_matrix_without_a_step():
+    rng = np.random.default_rng(7)
+    matrix = packed(rng, 32, [0, 0])
+    check(rng, matrix, plan_of(matrix, block_rows=32), 5, bias=True, activation="relu")
+
+
+def test_bits_do_not_depend_on_the_order_of_blocks():
+    matrix = packed(np.random.default_rng(8), 32, [300, 300, 128])
+    plan = plan_of(matrix, block_rows=32, part_steps=1)
+    arrays = work_arrays(plan)
+    first, *others = (
+        check(np.random.default_rng(0), matrix, plan, 4, seed=seed, arrays=arrays)[0]
+        for seed in (0, 1, 2, 3)
+    )
+    assert plan.slots and all(np.array_equal(first, other) for other in others)
+
+
+MUTANTS = {
+    "X is read early": ("keep_order);\n    barrier();\n", "keep_order);\n"),
+    "partial sums are read early": ("fragment, sums);\n    barrier();\n", "fragment, sums);\n"),
+    "counters stay": ("if (before == last) store(counter, 0u);", ""),
+    "one selector for both halves": ("multiply_sparse<1>", "multiply_sparse<0>"),
+    "weights of one step": ("stream.at(d * K_SLICES)", "stream.at(0)"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_mutants_are_caught(old, new):
+    rng = np.random.default_rng(9)
+    matrix = packed(rng, 128, [300, 150])
+    plan = plan_of(matrix, block_rows=128, part_steps=3)
+    with pytest.raises((EmulationError, AssertionError)):
+        check(rng, matrix, plan, 8, x_pad=1, edit=lambda source: source.replace(old, new))
+
+
+def covered_steps(plan):
+    """The steps of each block of rows, part after part, as the kernel takes them from the plan."""
+    steps = plan.tile_steps
+    first = np.concatenate([[0], np.cumsum(steps)])
+    found = {}
+    if plan.work_items is None:
+        tiles, row_blocks, parts = plan.grid
+        for tile in range(tiles):
+            for block in range(row_blocks):
+                for part in range(parts if steps[tile] else 1):
+                    start = part * plan.part_steps
+                    found.setdefault((tile, block * plan.block_rows), []).extend(
+                        range(start, start + min(plan.part_steps, steps[tile] - start))
+                    )
+                    assert start < steps[tile] or not steps[tile], "a part has nothing to do"
+        return found
+    for tile, row, start, count, part, parts in plan.work_items:
+        key = (tile, row)
+        done = found.setdefault(key, [])
+        assert start - first[tile] == len(done) and part < parts and count <= plan.part_steps
+        done.extend(range(len(done), len(done) + count))
+    return found
+
+
+@pytest.mark.parametrize("kept", [[5, 5, 5, 0], [0], [3, 200, 1, 0, 7], [40] * 6, [1] * 3])
+@pytest.mark.parametrize("V", [16, 96, 256])
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+def test_every_step_of_every_row_is_planned_once(kept, V, multiprocessors):
+    slots = np.array(kept) * 64
+    tables = IndexTables(
+        np.zeros(slots.sum(), int), np.cumsum([0, *slots]), np.arange(len(kept) * V), 64, 10**4
+    )
+    for n in (1, 16):
+        for sparse in (False, True):
+            plan = DecodePlan.of(tables, sparse=sparse, multiprocessors=multiprocessors, n=n)
+            assert covered_steps(plan) == {
+                (tile, row): list(range(steps))
+                for tile, steps in enumerate(kept)
+                for row in range(0, V, plan.block_rows)
+            }
+            assert plan.shared_bytes(n) <= 99 << 10 and plan.threads <= 512
+
+
+def test_what_does_not_fit_is_named():
+    rng = np.random.default_rng(10)
+    matrix = packed(rng, 32, [64])
+    plan, outputs = plan_of(matrix, n=4), matrix.tables.outputs
+    x, y = np.zeros((300, 4), np.uint16), np.zeros((outputs, 4), np.uint16)
+
+    def launch(x=x, y=y, **options):
+        return decode_launch(
+            matrix, x, y, plan=plan, bfloat16=False, **work_arrays(plan), **options
+        )
+
+    for message, options in {
+        "x must have 1 to 4 columns": {"x": np.zeros((300, 5), np.uint16)},
+        r"x must have shape \(300, 4\)": {"x": x[:299]},
+        r"y must have shape \(4, ": {"token_major_y": True},
+        r"y must have shape \(32, 4\)": {"keep_order": True},
+        "rows must be contiguous": {"x": np.zeros((4, 300), np.uint16).T},
+        "factor must have y's shape": {"factor": y[:1]},
+        "activation must be": {"activation": "tanh"},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            launch(**options)
+    for message, options in {
+        "n must lie in 1..16": {"n": 17},
+        "block_rows must be a multiple of 16 that divides 32": {"block_rows": 48},
+        "part_steps must lie in 1..62": {"n": 8, "part_steps": 63},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            plan_of(matrix, **options)
