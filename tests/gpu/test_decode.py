@@ -1,7 +1,6 @@
 """The decode kernel under the emulation, against float64 products of the rounded inputs."""
 
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,87 +8,49 @@ from emulated import EmulationError, run
 
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.decode import DecodePlan, decode_launch
+from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
+from gyroperm.gpu.numbers import from_bits, to_bits
 
 # Half an ulp of Y, and half of one again where a factor or an addend follows the rounding.
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-def to_bits(array, dtype):
-    if dtype == "float16":
-        return np.asarray(array, np.float16).view(np.uint16)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def from_bits(bits, dtype):
-    if dtype == "float16":
-        return bits.view(np.float16).astype(np.float64)
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-@dataclass
-class Matrix:
-    """A packed matrix, and the dense rows it stands for."""
-
-    values: np.ndarray
-    metadata: np.ndarray
-    columns: np.ndarray
-    row_map: np.ndarray
-    tables: IndexTables
-    dense: np.ndarray
-    dtype: str
-
-
-def packed(rng, V, kept, *, inputs=300, sparse=True, dtype="float16", virtual=5, pruned=3):
-    """Tiles of `kept[t]` columns each: ragged, with virtual rows and rows no tile holds."""
-    T = len(kept)
-    outputs = T * V - virtual + pruned
-    row_map = np.full(T * V, -1)
-    row_map[rng.permutation(T * V)[: T * V - virtual]] = rng.permutation(outputs)[: T * V - virtual]
-    dense = np.zeros((outputs, inputs))
-    values, metadata, columns, tile_ptr = [], [], [], [0]
-    for t, count in enumerate(kept):
-        slots = -(-count // 64) * 64
-        ids = np.zeros(slots, int)
+def packed(rng, V, kept, *, inputs=300, sparse=True, dtype="float16", virtual=5):
+    """Tiles of `kept[t]` columns each, with virtual rows among the others."""
+    row_map = np.full(len(kept) * V, -1)
+    outputs = row_map.size - virtual
+    row_map[rng.permutation(row_map.size)[:outputs]] = rng.permutation(outputs)
+    inner = 2 if sparse else 4
+    columns, values, metadata = [], [], []
+    for count in kept:
+        steps = -(-count // 64)
+        ids = np.zeros(steps * 64, int)
         ids[:count] = rng.permutation(inputs)[:count]
-        block = from_bits(to_bits(rng.standard_normal((V, slots)), dtype), dtype)
-        block[:, count:] = 0
+        columns.append(ids)
+        stored = rng.standard_normal((V, steps * inner * 16))
+        source = np.broadcast_to(np.arange(steps * 64), (V, steps * 64))
         if sparse:
-            places = np.sort(rng.random((V, slots // 4, 4)).argsort(2)[:, :, :2], axis=2)
-            mask = np.zeros((V, slots // 4, 4), bool)
-            np.put_along_axis(mask, places, True, 2)
-            block *= mask.reshape(V, slots)
-            compressed = np.take_along_axis(block.reshape(V, -1, 4), places, 2).reshape(V, -1)
+            places = np.sort(rng.random((V, steps * 16, 4)).argsort(2)[:, :, :2], axis=2)
+            source = (places + np.arange(0, steps * 64, 4)[:, None]).reshape(V, -1)
             nibbles = (places[:, :, 0] | places[:, :, 1] << 2).astype(np.uint32)
             halves = (nibbles.reshape(V, -1, 4) << np.arange(0, 16, 4, dtype=np.uint32)).sum(2)
-            h = halves.astype(np.uint32).reshape(V // 16, 2, 8, slots // 64, 2, 2)
+            h = halves.astype(np.uint32).reshape(V // 16, 2, 8, steps, 2, 2)
             words = h[:, 0] | h[:, 1] << 16
-            metadata.append(words.transpose(2, 0, 1, 3, 4).reshape(-1))
-        else:
-            compressed = block
-        a = to_bits(compressed, dtype).reshape(V // 16, 2, 8, compressed.shape[1] // 16, 2, 4, 2)
-        values.append(a.transpose(3, 0, 2, 5, 4, 1, 6).reshape(-1))
-        rows = row_map[t * V : (t + 1) * V]
-        for slot in range(count):
-            dense[rows[rows >= 0], ids[slot]] += block[rows >= 0, slot]
-        columns.append(ids)
-        tile_ptr.append(tile_ptr[-1] + slots)
-    tables = IndexTables(np.concatenate(columns), np.array(tile_ptr), row_map, inputs, outputs)
-    return Matrix(
-        np.concatenate(values),
-        np.concatenate(metadata).astype(np.uint32) if sparse else np.zeros(0, np.uint32),
-        tables.columns,
-        tables.row_map,
-        tables,
-        dense,
-        dtype,
+            metadata.append(words.transpose(2, 0, 1, 3, 4).reshape(steps, V // 16, 32))
+        stored[source >= count] = 0  # pads
+        a = to_bits(stored, dtype).reshape(V // 16, 2, 8, steps, inner, 2, 4, 2)
+        values.append(a.transpose(3, 4, 0, 2, 6, 5, 1, 7).reshape(steps, inner, V // 16, 32, 8))
+    tile_ptr = np.cumsum([0, *map(len, columns)])
+    index = IndexTables(np.concatenate(columns), tile_ptr, row_map, inputs, outputs)
+    no_metadata = np.zeros((0, V // 16, 32), np.uint32)
+    return HinmMatrix(
+        np.concatenate(values), np.concatenate([no_metadata, *metadata]), index, dtype
     )
 
 
 def plan_of(matrix, n=16, **chosen):
-    sparse = matrix.metadata.size > 0
-    return DecodePlan.of(matrix.tables, sparse=sparse, multiprocessors=4, n=n, **chosen)
+    return DecodePlan.of(matrix.index, sparse=matrix.sparse, multiprocessors=4, n=n, **chosen)
 
 
 def work_arrays(plan):
@@ -105,11 +66,6 @@ def padded(rng, rows, columns, dtype, pad):
     whole = to_bits(np.full((rows, columns + pad), np.nan), dtype)
     whole[:, :columns] = to_bits(rng.standard_normal((rows, columns)), dtype)
     return whole, whole[:, :columns]
-
-
-def whole_buffers(launch, **buffers):
-    """The launch with the buffers whose views it was built from, as the emulation needs them."""
-    return replace(launch, arguments={**launch.arguments, **buffers})
 
 
 ACTIVATIONS = {
@@ -140,16 +96,16 @@ def check(
     edit=None,
 ):
     """Run a launch on random inputs and compare it with float64; returns the bits of Y."""
-    dtype, tables = matrix.dtype, matrix.tables
+    dtype, tables = matrix.dtype, matrix.index
     outputs = len(tables.row_map) if keep_order else tables.outputs
 
     def operand(features, token_major, pad):
         shape = (n, features) if token_major else (features, n)
         whole, view = padded(rng, *shape, dtype, pad)
-        values = from_bits(np.ascontiguousarray(view), dtype)
+        values = from_bits(view, dtype).astype(np.float64)
         return whole, view, values.T if token_major else values
 
-    x_whole, x, x_values = operand(tables.inputs, token_major_x, x_pad)
+    _, x, x_values = operand(tables.inputs, token_major_x, x_pad)
     y_whole, y, _ = operand(outputs, token_major_y, y_pad)
     factor_of = operand(outputs, token_major_y, y_pad) if factor else (None, None, 1.0)
     addend_of = operand(outputs, token_major_y, y_pad) if addend else (None, None, 0.0)
@@ -171,26 +127,26 @@ def check(
         addend=addend_of[1],
         keep_order=keep_order,
     )
-    launch = whole_buffers(launch, x=x_whole, y=y_whole, factor=factor_of[0], addend=addend_of[0])
     counts = run(launch, seed=seed, edit=edit)
     assert launch.arguments["counters"] is None or not launch.arguments["counters"].any()
 
-    offset = from_bits(bias_bits, dtype)[:, None] if bias else 0.0
-    sums = matrix.dense @ x_values
-    sizes = np.abs(matrix.dense) @ np.abs(x_values) + np.abs(offset)
+    offset = from_bits(bias_bits, dtype).astype(np.float64)[:, None] if bias else 0.0
+    dense = matrix.to_dense().astype(np.float64)
+    sums = dense @ x_values
+    sizes = np.abs(dense) @ np.abs(x_values) + np.abs(offset)
     expected = ACTIVATIONS[activation](sums + offset)
     if keep_order:
         held = tables.row_map >= 0
         expected, sizes = (a[np.where(held, tables.row_map, 0)] for a in (expected, sizes))
     else:
-        held = np.isin(np.arange(outputs), tables.row_map)
+        held = np.ones(outputs, bool)
     # The sum is wrong by some 2^-24 of its terms' sizes, of which no activation makes more than
     # 1.13 times as much; Y, and what factor and addend are applied to, by half an ulp.
     unit, widest = ROUNDING[dtype], np.abs(factor_of[2])
     result = expected * factor_of[2] + addend_of[2]
     bound = 2.0**-20 * sizes * widest + 2.0**-24
     bound = bound + unit * (np.abs(result) + (np.abs(expected) * widest if factor or addend else 0))
-    written = from_bits(np.ascontiguousarray(y), dtype)
+    written = from_bits(y, dtype).astype(np.float64)
     written = written.T if token_major_y else written
     assert (np.abs(written - result)[held] <= 1.01 * bound[held]).all()
     rest = np.ones(y_whole.shape, bool)
@@ -379,7 +335,7 @@ def test_every_step_of_every_row_is_planned_once(kept, V, multiprocessors):
 def test_what_does_not_fit_is_named():
     rng = np.random.default_rng(10)
     matrix = packed(rng, 32, [64])
-    plan, outputs = plan_of(matrix, n=4), matrix.tables.outputs
+    plan, outputs = plan_of(matrix, n=4), matrix.index.outputs
     x, y = np.zeros((300, 4), np.uint16), np.zeros((outputs, 4), np.uint16)
 
     def launch(x=x, y=y, **options):
