@@ -196,8 +196,10 @@ def _dense_products(card: Card) -> float:
 def resident_blocks(card: Card, blocking: Blocking) -> int:
     """Blocks that the device holds at once: by shared memory, threads and registers."""
     by_shared = card.shared_total // (blocking.shared_bytes + 1024)
-    by_threads = 2048 // blocking.threads if _family(card.architecture) in (80, 90, 100) else (
-        1536 // blocking.threads
+    by_threads = (
+        2048 // blocking.threads
+        if _family(card.architecture) in (80, 90, 100)
+        else (1536 // blocking.threads)
     )
     # A thread has at most 255 registers: 65536 of them hold 256 threads of such blocks.
     by_registers = max(1, 65536 // (registers_of(blocking) * blocking.threads))

@@ -18,7 +18,7 @@ from gyroperm.gpu.source import Variant, headers, parameters, text
 
 FOLDER = Path(__file__).parent / "emulation"
 GUARD = 256  # bytes of a zone on each side of a buffer
-_OPTIONS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti")
+_OPTIONS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti")
 
 
 class EmulationError(Exception):

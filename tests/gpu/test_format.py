@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from emulated import run
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gyroperm
 import naive
+from emulated import run
 from gyroperm.gpu import HinmMatrix, IndexTables
 from gyroperm.gpu.numbers import from_bits, to_bits
 from gyroperm.gpu.schedule import balanced

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from emulated import run
 
+from emulated import run
 from gyroperm.gpu import IndexTables, fuse
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.fusion import fuse_columns, fusion, invert

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from emulated import EmulationError, run
 
+from emulated import EmulationError, run
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.permute import MOST_CHANNELS, permute, rms_norm, rms_norm_to_features
 from gyroperm.gpu.source import Variant

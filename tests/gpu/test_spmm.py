@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from cases import Case, activated, make_case
-from emulated import EmulationError, run
 
+from emulated import EmulationError, run
+from gpu_cases import Case, activated, make_case
 from gyroperm import Pattern
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.numbers import from_bits, to_bits
@@ -31,9 +31,7 @@ def launch_of(
     **options,
 ) -> tuple[Launch, np.ndarray]:
     matrix = case.matrix
-    chosen = chosen or blocking(
-        matrix.tile_size, case.n, sparse=matrix.sparse, shared_limit=SHARED
-    )
+    chosen = chosen or blocking(matrix.tile_size, case.n, sparse=matrix.sparse, shared_limit=SHARED)
     if schedule is None:
         schedule = balanced(tile_steps(case), case.n, chosen.block_n, blocks=3)
     workspace = np.full(max(1, schedule.slots * chosen.slot_values), np.nan, np.float32)
@@ -67,7 +65,7 @@ def product(case: Case, *, seed: int = 1, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", ALL_N)
-@pytest.mark.parametrize("pattern", [HINM, TVW, DENSE, VECTOR, WIDE], ids=str)
+@pytest.mark.parametrize("pattern", [HINM, TVW, DENSE, VECTOR], ids=str)
 def test_any_number_of_columns(pattern, n):
     case = make_case(pattern, (130, 200), n, pad=-n % 8)
     case.check(product(case, seed=n), case.reference())
@@ -80,9 +78,17 @@ def test_rows_that_begin_anywhere(pattern, n):
     case.check(product(case), case.reference())
 
 
-@pytest.mark.parametrize("tile_size", [16, 32, 64, 128, 256])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("n", [40, 136])
+@pytest.mark.parametrize(
+    ("tile_size", "dtype", "n"),
+    [
+        (16, "bfloat16", 136),
+        (48, "float16", 40),
+        (64, "float16", 136),
+        (80, "float16", 136),
+        (128, "bfloat16", 40),
+        (256, "float16", 136),
+    ],
+)
 def test_tile_sizes(tile_size, dtype, n):
     pattern = Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=tile_size)
     case = make_case(pattern, (300, 260), n, dtype=dtype)
@@ -140,27 +146,30 @@ def test_shared_tiles(blocks):
 
 
 def test_wide_indices():
-    case = make_case(HINM, (64, 66000), 8)
+    pattern = Pattern.hinm(2, 4, vec_ratio=0.99, vec_size=32)
+    case = make_case(pattern, (32, 66000), 8)
     assert case.matrix.columns.dtype == np.int32
     case.check(product(case), case.reference())
 
 
 def test_rows_are_read_and_written_without_bank_conflicts():
-    for pattern in (HINM, DENSE, WIDE):
-        for n in (64, 128):
-            case = make_case(pattern, (128, 256), n)
-            y = poisoned(128, n)
-            counts = run(launch_of(case, y)[0])
-            assert counts.matrix_loads > 0
-            assert counts.matrix_conflicts == 0
-            assert counts.copy_conflicts == 0
-            assert counts.access_conflicts <= 0.02 * counts.accesses
+    for pattern, n in ((HINM, 64), (DENSE, 128), (WIDE, 128)):
+        case = make_case(pattern, (128, 256), n)
+        y = poisoned(128, n)
+        counts = run(launch_of(case, y)[0])
+        assert counts.matrix_loads > 0
+        assert counts.matrix_conflicts == 0
+        assert counts.copy_conflicts == 0
+        assert counts.access_conflicts <= 0.02 * counts.accesses
 
 
 MUTATIONS = {
     "a missing wait": ("copy_wait<STAGES - 2>();", ""),
     "a wait for too little": ("copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
-    "a missing barrier": ("            barrier();\n            copy_step(", "            copy_step("),
+    "a missing barrier": (
+        "            barrier();\n            copy_step(",
+        "            copy_step(",
+    ),
     "a wrong selector": ("multiply_sparse<1>", "multiply_sparse<0>"),
     "no check of X's end": ("most(0, least(8, columns - first))", "8"),
     "no check of Y's end": ("int there = least(8, columns - first);", "int there = 8;"),
@@ -173,9 +182,10 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutations_are_caught(name):
     before, after = MUTATIONS[name]
-    case = make_case(HINM, (70, 500), 65, pad=7)
+    # Every column is kept, the last one too; and the last of five steps lies in the first stage.
+    case = make_case(Pattern.hinm(2, 4, vec_ratio=0.0, vec_size=32), (70, 320), 65, pad=7)
     y = poisoned(70, 65, 72)
-    launch, _ = launch_of(case, y, schedule=balanced([4, 4, 4], 65, 128, blocks=3))
+    launch, _ = launch_of(case, y, schedule=balanced([5, 5, 5], 65, 128, blocks=3))
     run(launch)
     case.check(y, case.reference())
     y[:] = 0xFFFF
@@ -194,13 +204,15 @@ def test_without_the_swizzle_banks_conflict():
 def test_what_does_not_fit_is_refused():
     case = make_case(HINM, (64, 128), 8)
     y = poisoned(64, 8)
-    with pytest.raises(ValueError, match="activation must be one of .*'gelu'.*got 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*'gelu'.*got 'tanh'"):
         launch_of(case, y, activation="tanh")
     with pytest.raises(ValueError, match=r"addend must have y's shape \(64, 8\)"):
         launch_of(case, y, addend=poisoned(64, 9))
-    with pytest.raises(ValueError, match="tile_size must be a multiple of 16 from 16 to 256, got 24"):
+    with pytest.raises(
+        ValueError, match=r"tile_size must be a multiple of 16 from 16 to 256, got 24"
+    ):
         blocking(24, 8, sparse=True, shared_limit=SHARED)
-    with pytest.raises(ValueError, match="needs .* bytes of shared memory, the device has 1000"):
+    with pytest.raises(ValueError, match=r"needs .* bytes of shared memory, the device has 1000"):
         blocking(32, 8, sparse=True, shared_limit=1000)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from emulated import EmulationError, run
 
+from emulated import EmulationError, run
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.source import Variant
 from gyroperm.gpu.transpose import to_features, to_tokens

@@ -78,7 +78,7 @@ def make_case(
     # Groups with fewer nonzeros than a pattern keeps, and zeros of both signs.
     weights[rng.random(shape) < 0.1] = 0.0
     weights[rng.random(shape) < 0.02] = -0.0
-    solution = gyroperm.solve(weights, pattern, method=method, seed=seed)
+    solution = gyroperm.solve(weights, pattern=pattern, method=method, seed=seed)
     matrix = HinmMatrix.from_solution(solution, weights, dtype=dtype)
     x = np.full((shape[1], n + pad), np.nan, np.float32)
     x[:, :n] = rng.standard_normal((shape[1], n))
