@@ -15,6 +15,8 @@ from gyroperm.gpu.source import Variant, fingerprint, headers, text
 # What the kernels' instructions ask for, and the newest that all features were compiled for.
 OLDEST_ARCHITECTURE = 80
 
+INSTALL = "pip install 'gyroperm[gpu-cuda13]' (CUDA 13) or 'gyroperm[gpu-cuda12]'"
+
 _OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v", "--extra-device-vectorization")
 
 
@@ -139,8 +141,7 @@ def _nvrtc() -> Any:
         nvrtc.getVersion()
     except (ImportError, RuntimeError) as error:
         raise ImportError(
-            "kernels are compiled by CuPy's NVRTC, which did not load: "
-            "pip install 'gyroperm[gpu-cuda13]' (CUDA 13) or 'gyroperm[gpu-cuda12]'"
+            f"kernels are compiled by CuPy's NVRTC, which did not load: {INSTALL}"
         ) from error
     return nvrtc
 
