@@ -17,10 +17,21 @@ ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 class Packed(Protocol):
     """What a launch reads of a packed matrix, on the host or on a device."""
 
-    values: Any
-    metadata: Any
-    columns: Any
-    row_map: Any
+    @property
+    def values(self) -> Any:
+        """Fragments of weights."""
+
+    @property
+    def metadata(self) -> Any:
+        """Which of four are stored."""
+
+    @property
+    def columns(self) -> Any:
+        """The row of X that each slot reads."""
+
+    @property
+    def row_map(self) -> Any:
+        """The row of Y at each packed row."""
 
 
 @dataclass(frozen=True)

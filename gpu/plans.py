@@ -1,0 +1,180 @@
+"""What products need beside their operands, by the kernel that computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyroperm.gpu.index import IndexTables
+from gyroperm.gpu.launch import Launch
+from gyroperm.gpu.schedule import Schedule, balanced
+from gyroperm.gpu.source import Variant
+from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking, Packed, blocking, spmm_launch
+from gyroperm.gpu.transpose import to_features, to_tokens
+
+
+class Placed(Packed, Protocol):
+    """A packed matrix where launches will run."""
+
+    @property
+    def index(self) -> IndexTables:
+        """Its tables on the host."""
+
+    @property
+    def dtype(self) -> str:
+        """float16 or bfloat16."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether two of every four slots are stored."""
+
+
+class Scratch(Protocol):
+    """Gives memory that lasts until the launches of one product are through."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        """An array of a shape and dtype, as CuPy's; its elements are anything."""
+
+
+class Plan(Protocol):
+    """How products with some numbers of columns are computed."""
+
+    def launches(
+        self,
+        matrix: Placed,
+        x: Any,
+        out: Any,
+        scratch: Scratch,
+        *,
+        layout: str,
+        keep_order: bool = False,
+        activation: str | None = None,
+        **epilogue: Any,
+    ) -> list[Launch]:
+        """The launches of a product, in their order, for arrays that have been checked.
+
+        Parameters
+        ----------
+        matrix : Placed
+            The one that the plan was made for.
+        x, out : array
+            X and what is written, in the layout.
+        scratch : Scratch
+        layout, keep_order, activation, **epilogue
+            As :meth:`gyroperm.gpu.DeviceMatrix.multiply` has them.
+        """
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that plans are made for.
+
+    Parameters
+    ----------
+    multiprocessors : int
+    shared_bytes : int
+        Shared memory that a block may use.
+    resident : callable
+        How many blocks of a variant, with so many threads and bytes of shared memory, it holds.
+    place : callable
+        Copies an array of the host to where the launches will run.
+    """
+
+    multiprocessors: int
+    shared_bytes: int
+    resident: Callable[[Variant, int, int], int]
+    place: Callable[[NDArray[Any]], Any]
+
+
+def plan_key(kind: str, n: int) -> tuple[str, int]:
+    """The kind, and the most columns of the products that share a plan with those of N."""
+    return kind, 64 if n <= 64 else -(-n // 128) * 128
+
+
+def make_plan(key: tuple[str, int], matrix: Placed, target: Target) -> Plan:
+    """A plan for what :func:`plan_key` named."""
+    return SpmmProducts.of(matrix, key[1], target)
+
+
+@dataclass(frozen=True, eq=False)
+class SpmmProducts:
+    """Of many columns, up to ``columns``; token-major ones are transposed on both sides."""
+
+    blocking: Blocking
+    schedule: Schedule
+    columns: int
+    work_ptr: Any
+    work_items: Any
+    counters: Any
+
+    @classmethod
+    def of(cls, matrix: Placed, columns: int, target: Target) -> SpmmProducts:
+        """A plan for products of at most so many columns, a multiple of a block's."""
+        chosen = blocking(
+            matrix.index.tile_size,
+            columns,
+            sparse=matrix.sparse,
+            shared_limit=target.shared_bytes,
+        )
+        variant = chosen.variant(bfloat16=matrix.dtype == "bfloat16", aligned=True)
+        blocks = target.resident(variant, chosen.threads, chosen.shared_bytes)
+        steps = np.diff(matrix.index.tile_ptr) // STEP_COLUMNS
+        schedule = balanced(steps, columns, chosen.block_n, blocks)
+        return cls(
+            chosen,
+            schedule,
+            columns,
+            target.place(schedule.work_ptr),
+            target.place(schedule.items),
+            _zeros(schedule.counters, target),
+        )
+
+    def launches(
+        self,
+        matrix: Placed,
+        x: Any,
+        out: Any,
+        scratch: Scratch,
+        *,
+        layout: str,
+        keep_order: bool = False,
+        activation: str | None = None,
+        **epilogue: Any,
+    ) -> list[Launch]:
+        """See :class:`Plan`."""
+        read, written = x, out
+        if layout == "tokens":
+            # Whole blocks, so that each row begins on 16 bytes.
+            n, inputs = x.shape
+            read = scratch("x", (inputs, self.columns), "int16")[:, :n]
+            written = scratch("y", (out.shape[1], self.columns), "int16")[:, :n]
+        launch = spmm_launch(
+            matrix,
+            read,
+            written,
+            blocking=self.blocking,
+            bfloat16=matrix.dtype == "bfloat16",
+            schedule=self.schedule,
+            work_ptr=self.work_ptr,
+            work_items=self.work_items,
+            workspace=_workspace(self.schedule.slots * self.blocking.slot_values, scratch),
+            counters=self.counters,
+            keep_order=keep_order,
+            activation=activation,
+            **epilogue,
+        )
+        if layout == "features":
+            return [launch]
+        return [to_features(x, read), launch, to_tokens(written, out)]
+
+
+def _workspace(values: int, scratch: Scratch) -> Any:
+    return scratch("workspace", (values,), "float32") if values else None
+
+
+def _zeros(count: int, target: Target) -> Any:
+    return target.place(np.zeros(count, np.uint32)) if count else None

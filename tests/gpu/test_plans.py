@@ -1,0 +1,111 @@
+"""Products as they are put together for a device, emulated launch by launch."""
+
+import numpy as np
+import pytest
+from emulated import run
+
+import gyroperm
+from gyroperm.gpu import HinmMatrix
+from gyroperm.gpu.dispatch import choose
+from gyroperm.gpu.matrix import DeviceMatrix
+from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.plans import Target, make_plan, plan_key
+from gyroperm.pattern import Pattern
+
+HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+TARGET = Target(4, 99 * 1024, lambda variant, threads, shared_bytes: 5, np.copy)
+
+
+def packed(pattern, dtype, rows=70, columns=200):
+    weights = np.random.default_rng(1).standard_normal((rows, columns))
+    solution = gyroperm.solve(weights, pattern=pattern, method="identity")
+    return HinmMatrix.from_solution(solution, weights, dtype)
+
+
+def on_host(matrix):
+    index = matrix.index
+    return DeviceMatrix(
+        matrix.values, matrix.metadata, index.columns, index.row_map, index, matrix.dtype
+    )
+
+
+def poisoned(shape, dtype):
+    array = np.empty(shape, dtype)
+    array.view(np.uint8)[...] = 0xFF  # a NaN in every dtype
+    return array
+
+
+def multiplied(matrix, plan, x, out, **options):
+    """Emulate the launches, in memory that holds anything."""
+    launches = plan.launches(
+        on_host(matrix), x, out, lambda name, shape, dtype: poisoned(shape, dtype), **options
+    )
+    for launch in launches:
+        run(launch, once=())
+    return [launch.variant.kernel for launch in launches]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 65])
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+def test_a_product_in_either_layout(n, layout, dtype):
+    rng = np.random.default_rng(n)
+    matrix = packed(Pattern.tvw(vec_ratio=0.5, vec_size=32, row_ratio=0.2), dtype)
+    x = to_bits(rng.standard_normal((200, n)), dtype)
+    bias = to_bits(rng.standard_normal(70), dtype)
+    numbers = from_bits(x, dtype).astype(np.float64)
+    offset = from_bits(bias, dtype).astype(np.float64)[:, None]
+    expected = np.maximum(matrix.matmul_reference(numbers) + offset, 0)
+    sums = np.abs(matrix.to_dense()).astype(np.float64) @ np.abs(numbers) + np.abs(offset)
+    plan = make_plan(plan_key(choose(n), n), on_host(matrix), TARGET)
+    # Twice: counters are left as they were found.
+    for _ in range(2):
+        given = np.ascontiguousarray(x.T) if layout == "tokens" else x
+        out = poisoned((n, 70) if layout == "tokens" else (70, n), np.uint16)
+        kernels = multiplied(matrix, plan, given, out, layout=layout, bias=bias, activation="relu")
+        y = from_bits(out.T if layout == "tokens" else out, dtype)
+        assert (np.abs(y - expected) <= HALF_ULP[dtype] * expected + 2.0**-20 * sums).all()
+    assert kernels == (["transpose", "spmm", "transpose"] if layout == "tokens" else ["spmm"])
+
+
+@pytest.mark.parametrize("n", [4, 20])
+def test_rows_left_in_the_order_of_the_tiles(n):
+    rng = np.random.default_rng(n)
+    matrix = packed(Pattern.hinm(vec_ratio=0.5, vec_size=32), "float16")
+    x = to_bits(rng.standard_normal((200, n)), "float16")
+    plan = make_plan(plan_key(choose(n), n), on_host(matrix), TARGET)
+    order = matrix.index.output_order
+    by_rows, left = poisoned((70, n), np.uint16), poisoned((len(order), n), np.uint16)
+    multiplied(matrix, plan, x, by_rows, layout="features")
+    multiplied(matrix, plan, x, left, layout="features", keep_order=True)
+    assert np.array_equal(left[order >= 0], by_rows[order[order >= 0]])
+
+
+@pytest.mark.parametrize("n", [4, 20])
+def test_factor_and_addend(n):
+    rng = np.random.default_rng(n)
+    matrix = packed(Pattern.hinm(vec_ratio=0.5, vec_size=32), "float16")
+    x, factor, addend = (
+        rng.standard_normal((rows, n)).astype(np.float16) for rows in (200, 70, 70)
+    )
+    plan = make_plan(plan_key(choose(n), n), on_host(matrix), TARGET)
+    alone, out = poisoned((70, n), np.uint16), poisoned((70, n), np.uint16)
+    multiplied(matrix, plan, x.view(np.uint16), alone, layout="features")
+    multiplied(
+        matrix,
+        plan,
+        x.view(np.uint16),
+        out,
+        layout="features",
+        factor=factor.view(np.uint16),
+        addend=addend.view(np.uint16),
+    )
+    y = alone.view(np.float16).astype(np.float32)
+    expected = (y * factor + addend).astype(np.float32)
+    assert np.allclose(out.view(np.float16), expected, rtol=2.0**-10, atol=2.0**-20)
+
+
+def test_plans_are_shared_by_numbers_of_columns_that_are_cut_alike():
+    assert [plan_key("spmm", n)[1] for n in (17, 64, 65, 128, 129, 4096)] == [
+        64, 64, 128, 128, 256, 4096,
+    ]  # fmt: skip
