@@ -1,9 +1,48 @@
-"""What multiplies with packed weights: the packed matrix and the index tables of its tiles.
+"""What multiplies with packed weights: the packed matrix, kernels for it, and torch layers.
 
-Takes a :class:`~gyroperm.solution.Solution`; needs neither a search nor a device.
+A :class:`HinmMatrix` is packed from a :class:`~gyroperm.solution.Solution` on the host; a
+:class:`DeviceMatrix` multiplies with it on a CUDA device, through CuPy; a :class:`HinmLinear` is
+a layer of torch. Neither CuPy nor torch is imported before it is used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables, fuse
 
-__all__ = ["HinmMatrix", "IndexTables", "fuse"]
+if TYPE_CHECKING:
+    from gyroperm.gpu.linear import HinmLinear
+    from gyroperm.gpu.matrix import DeviceMatrix
+    from gyroperm.gpu.replace import Replaced, replace_linears
+
+__all__ = [
+    "DeviceMatrix",
+    "HinmLinear",
+    "HinmMatrix",
+    "IndexTables",
+    "Replaced",
+    "fuse",
+    "replace_linears",
+]
+
+_MODULES = {
+    "DeviceMatrix": "matrix",
+    "HinmLinear": "linear",
+    "Replaced": "replace",
+    "replace_linears": "replace",
+}
+_OF_TORCH = ("linear", "replace")
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if module in _OF_TORCH:
+        try:
+            import_module("torch")
+        except ImportError as error:
+            message = f"gyroperm.gpu.{name} needs torch: pip install 'gyroperm[torch]'"
+            raise ImportError(message) from error
+    return getattr(import_module(f"{__name__}.{module}"), name)

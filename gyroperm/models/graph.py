@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import nn
 
@@ -18,6 +17,9 @@ from gyroperm.files import atomic_path
 from gyroperm.models.sites import Axis, Site
 from gyroperm.models.spec import Leaving, Shapes, Spec, fitting
 from gyroperm.report import format_table
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 # So many sites of a kind are written out; the others are counted.
 _SHOWN = 2
@@ -104,6 +106,8 @@ class CouplingGraph:
         Nodes have ``sites``, the names of the sites that reorder them; edges ``site``,
         ``constraint`` and ``reason``.
         """
+        import networkx as nx
+
         graph = nx.MultiGraph()
         for site in self.sites:
             keys = list(dict.fromkeys((axis.tensor, axis.dim) for axis in site.axes))
