@@ -1,0 +1,269 @@
+"""Products on a CUDA device: run with ``pytest -m gpu``; without a device they fail."""
+
+import numpy as np
+import pytest
+import torch
+
+import gyroperm
+from gyroperm.gpu import DeviceMatrix, HinmLinear, HinmMatrix
+from gyroperm.gpu.device import limits
+from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.pattern import Pattern
+
+pytestmark = pytest.mark.gpu
+
+HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+PATTERNS = {
+    "hinm": Pattern.hinm(vec_ratio=0.5, vec_size=64),
+    "nm": Pattern.nm(),
+    "vector": Pattern.vector_nm(2, 4, 32),
+    "tvw": Pattern.tvw(vec_ratio=0.5, vec_size=32, row_ratio=0.2),
+}
+ROWS, INPUTS = 330, 520
+# Both sides of where kernels and blocks change, and rows that do not begin on 16 bytes.
+COLUMNS = (1, 7, 8, 9, 16, 17, 63, 64, 65, 200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cupy():
+    limits(0)  # raises, and says why, where there is no device that will do
+    import cupy
+
+    return cupy
+
+
+def packed(pattern, dtype, rows=ROWS, inputs=INPUTS):
+    weights = np.random.default_rng(1).standard_normal((rows, inputs))
+    solution = gyroperm.solve(weights, pattern=PATTERNS[pattern], method="identity")
+    return HinmMatrix.from_solution(solution, weights, dtype)
+
+
+class Numbers:
+    """Operands as bits, and what must come of them in float64."""
+
+    def __init__(self, matrix, n):
+        rng = np.random.default_rng(n)
+        self.matrix, self.dtype = matrix, matrix.dtype
+        rows, inputs = matrix.shape
+        self.x, self.bias, self.factor, self.addend = (
+            to_bits(rng.standard_normal(shape), self.dtype)
+            for shape in ((inputs, n), (rows,), (rows, n), (rows, n))
+        )
+
+    def exact(self, bits):
+        return from_bits(bits, self.dtype).astype(np.float64)
+
+    def check(self, y, *, bias=False, relu=False, combined=False):
+        x = self.exact(self.x)
+        expected = self.matrix.matmul_reference(x)
+        sums = np.abs(self.matrix.to_dense()).astype(np.float64) @ np.abs(x)
+        if bias:
+            expected += self.exact(self.bias)[:, None]
+            sums += np.abs(self.exact(self.bias))[:, None]
+        if relu:
+            expected = np.maximum(expected, 0)
+        half = HALF_ULP[self.dtype]
+        bound = half * np.abs(expected) + 2.0**-20 * sums
+        if combined:
+            # The sum is rounded once before it is multiplied, and once after.
+            factor = self.exact(self.factor)
+            expected = expected * factor + self.exact(self.addend)
+            bound = bound * np.abs(factor) + half * np.abs(expected) + 2.0**-20
+        error = np.abs(self.exact(y) - expected) - bound * 1.01
+        assert (error <= 0).all(), f"off by {error.max():.3g} more than rounding"
+
+
+def tensor(bits, dtype):
+    return torch.from_numpy(bits.view(np.int16)).cuda().view(getattr(torch, dtype))
+
+
+def bits_of(tensor):
+    return tensor.detach().view(torch.int16).cpu().numpy().view(np.uint16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_products_of_cupy_arrays(cupy, pattern, dtype):
+    host = packed(pattern, dtype)
+    matrix = DeviceMatrix.upload(host)
+    for n in COLUMNS:
+        numbers = Numbers(host, n)
+        x, bias, factor, addend = map(
+            cupy.asarray, (numbers.x, numbers.bias, numbers.factor, numbers.addend)
+        )
+        out = cupy.full((ROWS, n), 0xFFFF, cupy.uint16)
+        assert matrix.multiply(x, out=out) is out
+        numbers.check(out.get())
+        y = matrix.multiply(x, bias=bias, activation="relu", factor=factor, addend=addend)
+        numbers.check(y.get(), bias=True, relu=True, combined=True)
+        y = matrix.multiply(cupy.ascontiguousarray(x.T), bias=bias, layout="tokens")
+        numbers.check(y.get().T, bias=True)
+
+
+def test_the_same_inputs_give_the_same_bits(cupy):
+    host = packed("tvw", "float16", 2048, 2048)
+    matrix = DeviceMatrix.upload(host)
+    for n in (4, 48):
+        x = cupy.asarray(Numbers(host, n).x)
+        first = matrix.multiply(x)
+        assert all(bool((matrix.multiply(x) == first).all()) for _ in range(20))
+
+
+@pytest.mark.parametrize("n", [8, 72])
+def test_rows_left_in_the_order_of_the_tiles(cupy, n):
+    host = packed("hinm", "float16")
+    matrix = DeviceMatrix.upload(host)
+    x = cupy.asarray(Numbers(host, n).x)
+    order = host.index.output_order
+    left = matrix.multiply(x, keep_order=True).get()
+    assert np.array_equal(left[order >= 0], matrix.multiply(x).get()[order[order >= 0]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_products_of_tensors_on_a_stream_of_their_own(dtype):
+    host = packed("hinm", dtype)
+    matrix = DeviceMatrix.upload(host)
+    side = torch.cuda.Stream()
+    for n in COLUMNS:
+        numbers = Numbers(host, n)
+        x, bias = tensor(numbers.x, dtype), tensor(numbers.bias, dtype)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            busy = torch.randn(4096, 4096, device="cuda")
+            for _ in range(20):
+                busy = busy @ busy * 1e-3
+            # Written behind the work above: read too early, the products are NaN.
+            late = torch.full_like(x, float("nan"))
+            late.copy_(x + 0 * busy.view(-1)[: x.numel()].nan_to_num().view_as(x).to(x.dtype))
+            y = matrix.multiply(late, bias=bias)
+            tokens = matrix.multiply(late.T.contiguous(), bias=bias, layout="tokens")
+        side.synchronize()
+        assert y.dtype == x.dtype
+        numbers.check(bits_of(y), bias=True)
+        numbers.check(bits_of(tokens.T.contiguous()), bias=True)
+
+
+@pytest.mark.parametrize("n", [8, 72])
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+def test_a_graph_of_torchs(n, layout):
+    host = packed("tvw", "float16")
+    matrix = DeviceMatrix.upload(host)
+    numbers = Numbers(host, n)
+    given = numbers.x if layout == "features" else np.ascontiguousarray(numbers.x.T)
+    x = torch.zeros(given.shape, dtype=torch.float16, device="cuda")
+    matrix.multiply(x, layout=layout)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = matrix.multiply(x, layout=layout)
+    for _ in range(3):
+        x.copy_(tensor(given, "float16"))
+        y.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        numbers.check(bits_of(y if layout == "features" else y.T.contiguous()))
+
+
+@pytest.mark.parametrize("n", [8, 72])
+def test_a_graph_of_cupys(cupy, n):
+    host = packed("tvw", "float16")
+    matrix = DeviceMatrix.upload(host)
+    numbers = Numbers(host, n)
+    x = cupy.zeros((INPUTS, n), cupy.uint16)
+    out = cupy.empty((ROWS, n), cupy.uint16)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        matrix.multiply(x, out=out)
+        stream.begin_capture()
+        matrix.multiply(x, out=out)
+        graph = stream.end_capture()
+        for _ in range(3):
+            x.set(numbers.x)
+            out.fill(0xFFFF)
+            graph.launch(stream)
+            stream.synchronize()
+            numbers.check(out.get())
+
+
+def test_a_capture_of_what_has_not_been_prepared_is_refused(cupy):
+    matrix = DeviceMatrix.upload(packed("hinm", "float16"))
+    x = cupy.zeros((INPUTS, 72), cupy.uint16)
+    out = cupy.empty((ROWS, 72), cupy.uint16)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match=r"call prepare\(72\)"):
+            matrix.multiply(x, out=out)
+        stream.end_capture()
+    matrix.prepare(72)
+
+
+def test_arrays_that_do_not_fit_are_refused_before_anything_is_launched(cupy):
+    matrix = DeviceMatrix.upload(packed("hinm", "float16"))
+    with pytest.raises(ValueError, match="x must lie on CUDA device 0"):
+        matrix.multiply(np.zeros((INPUTS, 8), np.float16))
+    with pytest.raises(ValueError, match="x must lie on CUDA device 0"):
+        matrix.multiply(torch.zeros(INPUTS, 8).half())
+    with pytest.raises(TypeError, match="got bfloat16"):
+        matrix.multiply(torch.zeros(INPUTS, 8).bfloat16().cuda())
+    with pytest.raises(ValueError, match='layout="tokens"'):
+        matrix.multiply(cupy.zeros((8, INPUTS), cupy.float16).T)
+    with pytest.raises(ValueError, match="activation must be one of"):
+        matrix.multiply(cupy.zeros((INPUTS, 8), cupy.float16), activation="tanh")
+    with pytest.raises(ValueError, match="device must be one of"):
+        DeviceMatrix.upload(packed("hinm", "float16"), device=99)
+    assert matrix.multiply(cupy.zeros((INPUTS, 0), cupy.float16)).shape == (ROWS, 0)
+
+
+def test_memory_that_is_not_there(cupy):
+    matrix = DeviceMatrix.upload(packed("hinm", "float16", 4096, 64))
+    x = cupy.zeros((64, 16), cupy.float16)
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 1)
+    try:
+        with pytest.raises(MemoryError, match=r"shape \(4096, 16\).*out of device memory"):
+            matrix.multiply(x)
+    finally:
+        pool.set_limit(size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_on_the_device_is_the_layer_on_the_host(dtype):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(INPUTS, ROWS).to(dtype)
+    solution = gyroperm.solve(
+        linear.weight.detach().float().numpy(), pattern=PATTERNS["hinm"], method="identity"
+    )
+    layer = HinmLinear.from_linear(linear, solution)
+    half = HALF_ULP[str(dtype).removeprefix("torch.")]
+    for shape in ((INPUTS,), (0, INPUTS), (3, 5, INPUTS), (2, 40, INPUTS)):
+        x = torch.randn(shape).to(dtype)
+        layer.cpu()
+        expected = layer(x.double())
+        layer.cuda()
+        given = x.cuda().requires_grad_()
+        y = layer(given)
+        assert y.dtype == dtype and y.shape == expected.shape
+        bound = half * expected.abs() + 2.0**-20 * (x.double().norm(dim=-1, keepdim=True) + 1)
+        assert ((y.double().cpu() - expected).abs() <= 1.01 * bound + 2.0**-14 * half).all()
+        y.sum().backward()
+        exact = layer.weight.double().sum(0).cpu().expand(shape)
+        assert ((given.grad.double().cpu() - exact).abs() <= half * exact.abs() + 1e-2).all()
+    with torch.autocast("cuda", dtype=dtype):
+        assert layer(torch.randn(4, INPUTS, device="cuda")).dtype == dtype
+    with pytest.raises(TypeError, match=r"or run inside torch\.autocast"):
+        layer(torch.randn(4, INPUTS, device="cuda"))
+    with pytest.raises(ValueError, match="x must lie on cuda:0"):
+        layer(torch.randn(4, INPUTS).to(dtype))
+
+
+def test_a_layer_that_loads_other_weights_multiplies_with_them():
+    layers = [
+        HinmLinear.from_matrix(packed(pattern, "float16"), device=torch.device("cuda"))
+        for pattern in ("hinm", "tvw")
+    ]
+    x = torch.randn(8, INPUTS, device="cuda").half()
+    assert not torch.equal(layers[0](x), layers[1](x))
+    layers[0].load_state_dict(layers[1].state_dict())
+    assert torch.equal(layers[0](x), layers[1](x))
