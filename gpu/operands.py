@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gyroperm.arrays import is_cupy, is_torch
 from gyroperm.gpu.arrays import address
 from gyroperm.gpu.launch import Launch
-from gyroperm.gpu.source import Parameter, parameters
+from gyroperm.gpu.source import parameters
 
 Layout = Literal["features", "tokens"]
 LAYOUTS: tuple[str, ...] = ("features", "tokens")
@@ -29,7 +30,12 @@ _TAKEN: dict[str, tuple[tuple[str, ...] | None, int]] = {
 
 def dtype_name(array: Any) -> str:
     """The name of an array's dtype, the same for NumPy, CuPy and torch."""
-    return str(array.dtype).removeprefix("torch.")
+    return _name(array.dtype)
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def device_of(array: Any) -> int | None:
@@ -64,26 +70,54 @@ def marshalled(launch: Launch) -> list[np.generic]:
     """
     kernel = launch.variant.kernel
     return [
-        _pointer(kernel, parameter, value) if parameter.is_pointer else value
-        for parameter, value in zip(parameters(kernel), launch.ordered, strict=True)
+        _pointer(kernel, asked, launch.arguments[asked.name])
+        if asked.scalar is None
+        else asked.scalar(launch.arguments[asked.name])
+        for asked in _asked(kernel)
     ]
 
 
-def _pointer(kernel: str, parameter: Parameter, array: Any) -> np.uint64:
+class _Asked(NamedTuple):
+    """What a parameter takes: a number of a type, or an array of some dtypes and alignment."""
+
+    name: str
+    scalar: Any
+    dtypes: tuple[str, ...] | None = None
+    alignment: int = 1
+    may_have_rows: bool = False
+
+
+# Read from the source once: launches are made more often than anything else.
+@cache
+def _asked(kernel: str) -> list[_Asked]:
+    asked = []
+    for parameter in parameters(kernel):
+        if parameter.is_pointer:
+            target = parameter.type.replace("const", "").replace("*", "").strip()
+            # Matrices of 16-bit words come with the distance of their rows, other arrays without.
+            asked.append(_Asked(parameter.name, None, *_TAKEN[target], target == "u16"))
+        else:
+            asked.append(_Asked(parameter.name, parameter.scalar))
+    return asked
+
+
+def _pointer(kernel: str, asked: _Asked, array: Any) -> np.uint64:
     if array is None:
         return np.uint64(0)
-    target = parameter.type.replace("const", "").replace("*", "").strip()
-    taken, alignment = _TAKEN[target]
-    where = f"{parameter.name} of {kernel}"
-    if taken is not None and dtype_name(array) not in taken:
-        raise TypeError(f"{where} must have dtype {' or '.join(taken)}, got {dtype_name(array)}")
-    # Matrices of 16-bit words come with the distance of their rows, other arrays without.
-    if not (are_rows_contiguous(array) if target == "u16" else is_contiguous(array)):
-        raise ValueError(f"{where} must be contiguous, got shape {tuple(array.shape)} with gaps")
-    begins = address(array)
-    if begins % alignment:
+    if asked.dtypes is not None and dtype_name(array) not in asked.dtypes:
+        raise TypeError(
+            f"{asked.name} of {kernel} must have dtype {' or '.join(asked.dtypes)}, got "
+            f"{dtype_name(array)}"
+        )
+    if not (is_contiguous(array) or (asked.may_have_rows and are_rows_contiguous(array))):
         raise ValueError(
-            f"{where} must begin on {alignment} bytes, begins {begins % alignment} beyond"
+            f"{asked.name} of {kernel} must be contiguous, got shape {tuple(array.shape)} with gaps"
+        )
+    begins = address(array)
+    if begins % asked.alignment:
+        raise ValueError(
+            f"{asked.name} of {kernel} must begin on {asked.alignment} bytes, begins "
+            f"{begins % asked.alignment} beyond"
         )
     return np.uint64(begins)
 
@@ -97,8 +131,9 @@ def place_of(launch: Launch) -> int:
         If one lies on the host, or they lie on different devices.
     """
     found: dict[int, str] = {}
-    for name, value in launch.arguments.items():
-        if value is None or not np.ndim(value):
+    for name in (asked.name for asked in _asked(launch.variant.kernel) if asked.scalar is None):
+        value = launch.arguments[name]
+        if value is None:
             continue
         device = device_of(value)
         if device is None:
