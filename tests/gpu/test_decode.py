@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from emulated import EmulationError, run
 
+from emulated import EmulationError, run
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.decode import DecodePlan, decode_launch
 from gyroperm.gpu.format import HinmMatrix

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from emulated import run
 
 import gyroperm
+from emulated import run
 from gyroperm.gpu import HinmMatrix
 from gyroperm.gpu.dispatch import choose
 from gyroperm.gpu.matrix import DeviceMatrix
