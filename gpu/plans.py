@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan, decode_launch
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.schedule import Schedule, balanced
@@ -92,12 +93,15 @@ class Target:
 
 def plan_key(kind: str, n: int) -> tuple[str, int]:
     """The kind, and the most columns of the products that share a plan with those of N."""
+    if kind == "decode":
+        return kind, 1 << (n - 1).bit_length()
     return kind, 64 if n <= 64 else -(-n // 128) * 128
 
 
 def make_plan(key: tuple[str, int], matrix: Placed, target: Target) -> Plan:
     """A plan for what :func:`plan_key` named."""
-    return SpmmProducts.of(matrix, key[1], target)
+    kind, most = key
+    return (DecodeProducts if kind == "decode" else SpmmProducts).of(matrix, most, target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +174,59 @@ class SpmmProducts:
         if layout == "features":
             return [launch]
         return [to_features(x, read), launch, to_tokens(written, out)]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeProducts:
+    """Of few columns, in either layout."""
+
+    plan: DecodePlan
+    work_items: Any
+    counters: Any
+
+    @classmethod
+    def of(cls, matrix: Placed, columns: int, target: Target) -> DecodeProducts:
+        """A plan for products of at most so many columns."""
+        plan = DecodePlan.of(
+            matrix.index,
+            sparse=matrix.sparse,
+            multiprocessors=target.multiprocessors,
+            n=min(columns, MAX_COLUMNS),
+        )
+        items = None if plan.work_items is None else target.place(plan.work_items)
+        return cls(plan, items, _zeros(plan.counters, target))
+
+    def launches(
+        self,
+        matrix: Placed,
+        x: Any,
+        out: Any,
+        scratch: Scratch,
+        *,
+        layout: str,
+        keep_order: bool = False,
+        activation: str | None = None,
+        **epilogue: Any,
+    ) -> list[Launch]:
+        """See :class:`Plan`."""
+        tokens = layout == "tokens"
+        return [
+            decode_launch(
+                matrix,
+                x,
+                out,
+                plan=self.plan,
+                bfloat16=matrix.dtype == "bfloat16",
+                work_items=self.work_items,
+                workspace=_workspace(self.plan.workspace_values, scratch),
+                counters=self.counters,
+                token_major_x=tokens,
+                token_major_y=tokens,
+                keep_order=keep_order,
+                activation=activation,
+                **epilogue,
+            )
+        ]
 
 
 def _workspace(values: int, scratch: Scratch) -> Any:

@@ -17,7 +17,7 @@ from gyroperm.gpu.operands import Product, device_of, marshalled, place_of
 from gyroperm.gpu.source import Variant, parameters
 from gyroperm.pattern import Pattern
 
-KERNELS = ("spmm", "transpose", "permute", "invert", "fuse")
+KERNELS = ("spmm", "decode", "transpose", "permute", "invert", "fuse")
 
 
 def transpose_launch(**changed):
