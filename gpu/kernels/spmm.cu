@@ -9,7 +9,7 @@
 // Compile-time: TILE_ROWS V, BLOCK_N BN, WARPS_M x WARPS_N warps, STAGES, SPARSE (two of four kept,
 // else dense inside), ALIGNED (rows of X, Y and what is read beside them begin on 16 bytes),
 // GYROPERM_BF16.
-#include "epilogue.h"
+#include "output.h"
 #include "parts.h"
 
 constexpr int step_columns = 64;
@@ -163,53 +163,18 @@ DEVICE bool sums_of_parts(const Work& work, float* workspace, u32* counters, Sum
     return true;
 }
 
-// Through shared memory, so that a row of Y is written in whole pieces.
 DEVICE void write_out(const Work& work, const Sums& sums, const int* row_map, bool keep_order,
                       const u16* bias, int activation, const u16* factor, const u16* addend, u16* y,
                       long long y_stride, int columns) {
-    const int lane = lane_index(), warp = thread_index() / 32;
+    const int warp = thread_index() / 32;
     const u32 out = shared_base();
-#pragma unroll
-    for (int i = 0; i < row_blocks; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = (warp / WARPS_N * row_blocks + i) * 16 + half * 8 + lane / 4;
-            float offset = output_row(row_map, bias, work.tile * TILE_ROWS + row, keep_order).bias;
-#pragma unroll
-            for (int j = 0; j < column_blocks; j++) {
-                int column = (warp % WARPS_N * column_blocks + j) * 8 + lane % 4 * 2;
-                shared_store(out + row * output_stride + column * 2,
-                             pair_from_floats(
-                                 activated(sums[i][j][half * 2] + offset, activation),
-                                 activated(sums[i][j][half * 2 + 1] + offset, activation)));
-            }
-        }
-    }
+    auto packed_row = [&](int row) { return work.tile * TILE_ROWS + row; };
+    leave_output(sums, out, output_stride, warp / WARPS_N * row_blocks * 16,
+                 warp % WARPS_N * column_blocks * 8, packed_row, row_map, bias, activation);
     barrier();
-    for (int c = thread_index(); c < TILE_ROWS * row_chunks; c += threads) {
-        int row = c / row_chunks, first = work.column + c % row_chunks * 8;
-        int to = output_row(row_map, nullptr, work.tile * TILE_ROWS + row, keep_order).row;
-        int there = least(8, columns - first);
-        if (to < 0 || there <= 0) continue;
-        uint4 chunk = shared_load<uint4>(out + row * output_stride + c % row_chunks * 16);
-        u32 words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-        long long at = to * y_stride + first;
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (e >= there || !(factor || addend)) continue;
-            u16 value = combined(static_cast<u16>(words[e / 2] >> 16 * (e & 1)), factor, addend, at + e);
-            words[e / 2] = (words[e / 2] & (0xffffu << 16 * (~e & 1))) |
-                           static_cast<u32>(value) << 16 * (e & 1);
-        }
-        if (ALIGNED && there == 8) {
-            store(reinterpret_cast<uint4*>(y + at), uint4{words[0], words[1], words[2], words[3]});
-        } else {
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                if (e < there)
-                    store(y + at + e, static_cast<u16>(words[e / 2] >> 16 * (e & 1)));
-        }
-    }
+    write_output<TILE_ROWS, BLOCK_N, threads, ALIGNED>(out, output_stride, work.column, packed_row,
+                                                       row_map, keep_order, factor, addend, y,
+                                                       y_stride, columns);
     barrier();
 }
 

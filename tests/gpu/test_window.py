@@ -1,0 +1,432 @@
+"""Products by a shared window, emulated, against float64; and what their plans promise."""
+
+from dataclasses import replace
+from itertools import pairwise
+from math import erf
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emulated import EmulationError, run
+from gyroperm import Pattern, solve
+from gyroperm.gpu.compiler import compile_variant
+from gyroperm.gpu.format import HinmMatrix
+from gyroperm.gpu.index import IndexTables
+from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.reorder import empty_slots, group_width, reordered
+from gyroperm.gpu.window import (
+    WindowBlocking,
+    window_blocking,
+    window_launch,
+    window_plan,
+)
+
+SPARSE = WindowBlocking(16, 2, 1, 64, 128, 32, 1, 1, True)
+SPARSE_SPLIT = WindowBlocking(32, 4, 2, 32, 192, 64, 2, 1, True)
+DENSE = WindowBlocking(32, 2, 1, 64, 160, 64, 1, 1, False)
+DENSE_SPLIT = WindowBlocking(64, 2, 2, 32, 256, 48, 2, 1, False)
+
+
+def pack(rng, columns, tile_size, inputs, *, sparse, dtype="float16", outputs=None):
+    """Random weights on the given columns of each tile, in the format's layout, element by element.
+
+    -1 among the columns is a slot without one.
+    """
+    tiles, inner = len(columns), 2 if sparse else 4
+    padded = [np.append(c, np.full(-len(c) % 64, -1)).astype(int) for c in columns]
+    steps = sum(map(len, padded)) // 64
+    values = np.zeros((steps, inner, tile_size // 16, 32, 8), np.uint16)
+    metadata = np.zeros((steps if sparse else 0, tile_size // 16, 32), np.uint32)
+    ids = np.concatenate(padded)
+    group = np.repeat(np.arange(tiles), list(map(len, padded)))
+    assert (group[::64] == group[63::64]).all()
+    weights = rng.standard_normal((steps, tile_size, 64)) * (rng.random((1, tile_size, 64)) < 0.9)
+    weights = to_bits(weights, dtype) * (ids.reshape(steps, 1, 64) >= 0)
+    row = np.arange(tile_size)
+    for h in range(inner):
+        for k in range(16):  # of a fragment's compressed columns
+            if sparse:
+                g = k // 2
+                at = h * 32 + g * 4
+                # Two of the four, in order; which two depends on the row.
+                first, second = row % 3, row % 3 + 1 + (row // 3) % (3 - row % 3)
+                place = second if k % 2 else first
+                stored = np.take_along_axis(weights, (at + place)[None, :, None], 2)[..., 0]
+                lane = row % 8 * 4 + 2 * h + g // 4
+                shift = row % 16 // 8 * 16 + g % 4 * 4 + k % 2 * 2
+                np.bitwise_or.at(
+                    metadata, (slice(None), row // 16, lane), (place << shift).astype(np.uint32)
+                )
+            else:
+                stored = weights[:, :, h * 16 + k]
+            lane, register = row % 8 * 4 + k % 8 // 2, row % 16 // 8 + 2 * (k // 8)
+            values[:, h, row // 16, lane, register * 2 + k % 2] = stored
+    outputs = outputs or tiles * tile_size
+    row_map = np.full(tiles * tile_size, -1)
+    real = rng.permutation(tiles * tile_size)[:outputs]
+    row_map[real] = rng.permutation(outputs)[: len(real)]
+    tile_ptr = np.cumsum([0, *map(len, padded)])
+    index = IndexTables(np.where(ids < 0, 0, ids), tile_ptr, row_map, inputs, outputs)
+    return HinmMatrix(values, metadata, index, dtype)
+
+
+def tile_blocks(matrix):
+    """The V x K_t block of each tile, read element by element from the layout."""
+    steps, inner, blocks = matrix.values.shape[:3]
+    rows = 16 * blocks
+    dense = np.zeros((steps, rows, 64))
+    row = np.arange(rows)
+    for h in range(inner):
+        for k in range(16):
+            lane, register = row % 8 * 4 + k % 8 // 2, row % 16 // 8 + 2 * (k // 8)
+            stored = matrix.values[:, h, row // 16, lane, register * 2 + k % 2]
+            stored = from_bits(stored, matrix.dtype)
+            if inner == 4:
+                dense[:, row, h * 16 + k] = stored
+                continue
+            word = matrix.metadata[:, row // 16, row % 8 * 4 + 2 * h + k // 8]
+            place = word >> (row % 16 // 8 * 16 + k // 2 % 4 * 4 + k % 2 * 2).astype(np.uint32) & 3
+            at = h * 32 + k // 2 * 4 + place
+            dense[np.arange(steps)[:, None], row[None], at] = stored
+    return [
+        dense[a // 64 : b // 64].transpose(1, 0, 2).reshape(rows, b - a)
+        for a, b in zip(matrix.index.tile_ptr[:-1], matrix.index.tile_ptr[1:], strict=True)
+    ]
+
+
+def to_dense(matrix):
+    """All packed rows by the rows of X."""
+    result = np.zeros((len(matrix.row_map), matrix.index.inputs))
+    for t, block in enumerate(tile_blocks(matrix)):
+        columns = matrix.index.columns[matrix.index.tile_ptr[t] : matrix.index.tile_ptr[t + 1]]
+        size = matrix.index.tile_size
+        for k, column in enumerate(columns):
+            result[t * size : (t + 1) * size, column] += block[:, k]
+    return result
+
+
+def random_tiles(rng, lengths, inputs):
+    return [rng.permutation(inputs)[:length] for length in lengths]
+
+
+def activated(y, activation):
+    if activation == "relu":
+        return np.maximum(y, 0)
+    if activation == "silu":
+        return y / (1 + np.exp(-y))
+    if activation == "gelu":
+        return 0.5 * y * (1 + np.vectorize(erf)(y / np.sqrt(2)))
+    return y
+
+
+def multiply(
+    matrix, plan, n, rng, *, seed=1, stride=None, keep_order=False, full=False, activation=None
+):
+    """Launch on random X and compare with float64; returns the counts.
+
+    ``full`` adds a bias, a factor and an addend.
+    """
+    dtype, index = matrix.dtype, matrix.index
+    stride = stride or -(-n // 8) * 8
+    rows = len(index.row_map) if keep_order else index.outputs
+
+    def words(shape):
+        whole = np.full((shape[0], stride), 0xFFFF, np.uint16)
+        whole[:, :n] = to_bits(rng.standard_normal((shape[0], n)), dtype)
+        return whole[:, :n]
+
+    x, factor, addend = words((index.inputs,)), words((rows,)), words((rows,))
+    whole = np.full((rows, stride), 0xFFFF, np.uint16)
+    y = whole[:, :n]
+    bias = to_bits(rng.standard_normal(index.outputs), dtype) if full else None
+    arranged = reordered(matrix, plan.order)
+    launch = window_launch(
+        arranged,
+        x,
+        y,
+        blocking=plan.blocking,
+        tables=plan.tables,
+        bfloat16=dtype == "bfloat16",
+        bias=bias,
+        activation=activation,
+        factor=factor if full else None,
+        addend=addend if full else None,
+        keep_order=keep_order,
+    )
+    counts = run(
+        replace(
+            launch,
+            arguments={**launch.arguments, "x": x.base, "y": whole}
+            | ({"factor": factor.base, "addend": addend.base} if full else {}),
+        ),
+        seed=seed,
+    )
+    dense, real = to_dense(matrix), np.flatnonzero(index.row_map >= 0)
+    channel = index.row_map[real]
+    half = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
+    reference = dense[real] @ from_bits(x, dtype).astype(np.float64)
+    # What fp32 sums differ by, then half an ulp for each rounding of the output.
+    error = 2.0**-20 * (abs(dense[real]) @ abs(from_bits(x, dtype).astype(np.float64)) + 4)
+    if full:
+        reference = reference + from_bits(bias, dtype).astype(np.float64)[channel][:, None]
+    reference = activated(reference, activation)
+    error = 1.2 * error + half * abs(reference) + 2.0**-24
+    to = real if keep_order else channel
+    if full:
+        scale = from_bits(factor, dtype).astype(np.float64)[to]
+        reference = reference * scale + from_bits(addend, dtype).astype(np.float64)[to]
+        error = error * abs(scale) + half * abs(reference) + 2.0**-24
+    result = from_bits(y, dtype).astype(np.float64)
+    assert (abs(result[to] - reference) <= 1.05 * error).all()
+    untouched = np.setdiff1d(np.arange(rows), to)
+    assert np.isnan(result[untouched]).all()
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("blocking", "aligned"),
+    [
+        (SPARSE, True),
+        (SPARSE_SPLIT, True),
+        (SPARSE_SPLIT, False),
+        (DENSE, True),
+        (DENSE, False),
+        (DENSE_SPLIT, True),
+    ],
+    ids=["sparse", "sparse split", "sparse odd", "dense", "dense odd", "dense split"],
+)
+def test_products_of_any_width(blocking, aligned):
+    rng = np.random.default_rng(0)
+    dtype = "bfloat16" if blocking in (SPARSE_SPLIT, DENSE) else "float16"
+    # More tiles than whole groups, one of them empty, one ragged inside a step.
+    lengths = [128, 0, 61, 192, 130][: 3 if blocking.tile_size == 64 else 5]
+    tiles = random_tiles(rng, lengths, 240)
+    matrix = pack(
+        rng, tiles, blocking.tile_size, 240, sparse=blocking.sparse, dtype=dtype,
+        outputs=len(lengths) * blocking.tile_size - 5,
+    )  # fmt: skip
+    plan = window_plan(matrix, blocking)
+    for i, n in enumerate((1, 7, 8, 9, 17, 63, 64, 65, 200)):
+        stride = None if aligned else n + n % 2 + 1
+        multiply(
+            matrix,
+            plan,
+            n,
+            rng,
+            seed=i,
+            stride=stride,
+            full=i % 2 == 1,
+            keep_order=i % 3 == 2,
+            activation=(None, "relu", "gelu", "silu")[i % 4],
+        )
+
+
+def test_each_row_is_copied_once_where_the_window_holds_all_and_conflicts_are_as_planned():
+    rng = np.random.default_rng(1)
+    blocking = window_blocking(32, 384, sparse=True, shared_limit=232448)
+    assert (blocking.group, blocking.slots, blocking.threads) == (8, 384, 256)
+    matrix = pack(rng, random_tiles(rng, [192] * 8, 384), 32, 384, sparse=True)
+    plan = window_plan(matrix, blocking)
+    union = len(np.unique(matrix.index.columns))
+    assert (plan.loaded, plan.gathered) == (union, 8 * 192)
+    counts = multiply(matrix, plan, 128, rng)
+    assert counts.copies == 2 * union * 8
+    assert counts.matrix_conflicts / counts.matrix_loads == pytest.approx(plan.conflicts)
+    # Slots at random have conflicts of 1.6 in each read of eight rows.
+    assert plan.conflicts < 0.85
+
+
+def layered(rng, inputs, n, m, tiles):
+    """n columns of each m of an order that all tiles share, for each tile."""
+    windows = rng.permutation(inputs).reshape(-1, m)
+    return [np.concatenate([rng.permutation(w)[:n] for w in windows]) for _ in range(tiles)]
+
+
+@pytest.mark.parametrize("m", [8, 16])
+def test_vnm_brings_each_column_in_once(m):
+    rng = np.random.default_rng(2)
+    blocking = window_blocking(32, 2048, sparse=True, shared_limit=101376)
+    assert blocking.slots < 2048 / 4
+    matrix = pack(rng, layered(rng, 2048, 4, m, 8), 32, 2048, sparse=True)
+    plan = window_plan(matrix, blocking)
+    assert plan.loaded == len(np.unique(matrix.index.columns))
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 16)])
+def test_vector_nm_brings_each_column_in_once(n, m):
+    rng = np.random.default_rng(3)
+    blocking = window_blocking(32, 2048, sparse=False, shared_limit=101376)
+    matrix = pack(rng, layered(rng, 2048, n, m, 8), 32, 2048, sparse=False)
+    plan = window_plan(matrix, blocking)
+    assert plan.loaded == len(np.unique(matrix.index.columns))
+    assert plan.conflicts < 0.6
+
+
+def test_random_groups_are_brought_in_far_less_than_once_a_tile():
+    rng = np.random.default_rng(4)
+    matrix = pack(rng, random_tiles(rng, [1024] * 8, 2048), 32, 2048, sparse=True)
+    share = {}
+    for slots in (512, 896):
+        blocking = replace(window_blocking(32, 2048, sparse=True, shared_limit=232448), slots=slots)
+        plan = window_plan(matrix, blocking)
+        share[slots] = plan.loaded / plan.gathered
+    assert share[896] < 0.3 and share[896] < share[512] < 0.45
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=5),
+    inputs=st.sampled_from([200, 320, 1500]),
+    sparse=st.booleans(),
+    slots=st.sampled_from([128, 136, 200, 400]),
+    ahead=st.integers(1, 3),
+    phase_loads=st.sampled_from([4, 40, 128]),
+)
+def test_plans_hold_what_they_promise(seed, lengths, inputs, sparse, slots, ahead, phase_loads):
+    rng = np.random.default_rng(seed)
+    tiles = [
+        np.where(rng.random(length) < 0.05, -1, rng.permutation(inputs)[:length])
+        for length in lengths
+    ]
+    matrix = pack(rng, tiles, 16, inputs, sparse=sparse)
+    blocking = WindowBlocking(16, 2, 1, 64, slots, phase_loads, ahead, 1, sparse)
+    plan = window_plan(matrix, blocking)
+    assert plan.loaded == replay(reordered(matrix, plan.order), plan)
+    assert (to_dense(reordered(matrix, plan.order)) == to_dense(matrix)).all()
+
+
+def replay(matrix, plan):
+    """Follow the tables as the kernel does; returns the rows that were brought in."""
+    tables, blocking, index = plan.tables, plan.blocking, matrix.index
+    empty, loaded = empty_slots(matrix), 0
+    seen = []
+    for g, tiles in enumerate(tables.tiles):
+        held = np.full(blocking.slots, -1)
+        read_in = np.full(blocking.slots, -blocking.ahead - 1)
+        at = np.zeros(blocking.group, int)
+        phases = range(tables.phase_ptr[g], tables.phase_ptr[g + 1])
+        for p in phases:
+            words = tables.loads[p][tables.loads[p] != 0xFFFFFFFF].astype(int)
+            slots = words >> 20
+            assert len(np.unique(slots)) == len(slots)
+            # The copy begins when phases up to this one's less `ahead`, less one, are done.
+            assert (read_in[slots] < p - phases[0] - blocking.ahead).all()
+            held[slots] = words & 0xFFFFF
+            loaded += len(words)
+            for place in range(blocking.group):
+                first = tables.tile_steps[g, place, 0]
+                for step in range(first + at[place], first + tables.done[p, place]):
+                    of_step = slice(step * 64, step * 64 + 64)
+                    used = tables.slots[of_step].astype(int)
+                    assert (held[used] >= 0).all()
+                    right = (held[used] == index.columns[of_step]) | empty[of_step]
+                    assert right.all()
+                    read_in[used] = p - phases[0]
+                at[place] = tables.done[p, place]
+        for place, tile in enumerate(tiles):
+            if tile < 0:
+                continue
+            seen.append(tile)
+            first, steps = tables.tile_steps[g, place]
+            assert first == index.tile_ptr[tile] // 64
+            assert at[place] == steps
+            # What is not worked off is empty.
+            assert empty[(first + steps) * 64 : index.tile_ptr[tile + 1]].all()
+    assert sorted(seen) == list(range(index.tiles))
+    return loaded
+
+
+def test_a_reordered_matrix_is_the_same_matrix():
+    rng = np.random.default_rng(5)
+    for sparse in (True, False):
+        matrix = pack(rng, random_tiles(rng, [128, 64, 190], 200), 32, 200, sparse=sparse)
+        bounds = matrix.index.tile_ptr // group_width(matrix)
+        order = np.concatenate([rng.permutation(np.arange(a, b)) for a, b in pairwise(bounds)])
+        moved = reordered(matrix, order)
+        assert (moved.values != matrix.values).any()
+        assert (to_dense(moved) == to_dense(matrix)).all()
+        back = reordered(moved, np.argsort(order))
+        assert (back.values == matrix.values).all()
+        assert (back.metadata == matrix.metadata).all()
+        with pytest.raises(ValueError, match="in its tile"):
+            reordered(matrix, np.roll(order, 1))
+        with pytest.raises(ValueError, match="permutation"):
+            reordered(matrix, np.zeros_like(order))
+
+
+def test_mutants_are_caught():
+    rng = np.random.default_rng(6)
+    matrix = pack(rng, random_tiles(rng, [192, 130], 300), 16, 300, sparse=True)
+    plan = window_plan(matrix, SPARSE)
+    arranged = reordered(matrix, plan.order)
+    x = to_bits(rng.standard_normal((300, 64)), "float16")
+    y = np.zeros((32, 64), np.uint16)
+    launch = window_launch(arranged, x, y, blocking=SPARSE, tables=plan.tables, bfloat16=False)
+    for old, new in (
+        ("copy_wait<AHEAD - 1>();\n        barrier();", "copy_wait<AHEAD - 1>();"),
+        ("copy_wait<AHEAD - 1>();\n        barrier();", "barrier();"),
+        ("copy_phase(phase + AHEAD);", "copy_phase(phase + AHEAD); copy_phase(phase + AHEAD);"),
+    ):
+        with pytest.raises(EmulationError):
+            run(launch, edit=lambda source, old=old, new=new: source.replace(old, new))
+    late = plan.tables.loads.copy()
+    late[-1] = late[0]
+    with pytest.raises(EmulationError):
+        run(replace(launch, arguments={**launch.arguments, "loads": np.roll(late, 1, 0)}))
+
+
+def test_bad_arguments_are_named():
+    rng = np.random.default_rng(7)
+    matrix = pack(rng, random_tiles(rng, [64, 64], 100), 16, 100, sparse=True)
+    with pytest.raises(ValueError, match="tiles of 32 rows"):
+        window_plan(matrix, replace(SPARSE, tile_size=32))
+    with pytest.raises(ValueError, match="sparse=False"):
+        window_plan(matrix, replace(SPARSE, sparse=False))
+    with pytest.raises(ValueError, match="slots must be a multiple of 8"):
+        replace(SPARSE, slots=64)
+    with pytest.raises(ValueError, match="1048576 rows"):
+        window_plan(replace(matrix, index=replace(matrix.index, inputs=1 << 21)), SPARSE)
+    with pytest.raises(ValueError, match="tile_size must be"):
+        window_blocking(24, 100, sparse=True, shared_limit=101376)
+    with pytest.raises(ValueError, match="do not fit"):
+        window_blocking(32, 100, sparse=True, shared_limit=49152)
+    plan = window_plan(matrix, SPARSE)
+    x, y = np.zeros((100, 8), np.uint16), np.zeros((32, 8), np.uint16)
+    launch = {"blocking": SPARSE, "tables": plan.tables, "bfloat16": False}
+    with pytest.raises(ValueError, match="x's 8 columns"):
+        window_launch(matrix, x, y[:, :4], **launch)
+    with pytest.raises(ValueError, match="addend must have"):
+        window_launch(matrix, x, y, addend=x, **launch)
+    with pytest.raises(ValueError, match="activation must be"):
+        window_launch(matrix, x, y, activation="tanh", **launch)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Pattern.tvw(2, 4, vec_ratio=0.6, vec_size=16, row_ratio=0.2),
+        Pattern.hinm(1, 4, vec_ratio=0.5, vec_size=16),
+    ],
+    ids=["tvw", "1:4"],
+)
+def test_solutions_multiply_as_their_masked_weights(pattern):
+    rng = np.random.default_rng(8)
+    weights = rng.standard_normal((90, 150)).astype(np.float16)
+    solution = solve(weights, pattern=pattern, method="random")
+    matrix = HinmMatrix.from_solution(solution, weights)
+    assert (matrix.to_dense() == np.where(solution.mask, weights, 0)).all()
+    plan = window_plan(matrix, SPARSE)
+    multiply(matrix, plan, 65, rng, full=True, activation="relu")
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_two_blocks_fit_without_spilled_registers(architecture, sparse):
+    pytest.importorskip("cupy")
+    blocking = window_blocking(32, 4096, sparse=sparse, shared_limit=166912)
+    cubin = compile_variant(blocking.variant(bfloat16=True, aligned=True), architecture)
+    assert cubin.spilled_bytes == 0
+    assert cubin.registers * blocking.threads * 2 <= 65536
