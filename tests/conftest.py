@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # The default repeats the same examples on every machine; HYPOTHESIS_PROFILE=explore draws new
-# ones and keeps what fails.
+# ones and keeps what fails; few is for what another environment has seen more of.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("few", max_examples=5, derandomize=True, **_COMMON)
 settings.register_profile("explore", max_examples=200, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
