@@ -93,7 +93,7 @@ def _asked(kernel: str) -> list[_Asked]:
     asked = []
     for parameter in parameters(kernel):
         if parameter.is_pointer:
-            target = parameter.type.replace("const", "").replace("*", "").strip()
+            target = parameter.declared.replace("const", "").replace("*", "").strip()
             # Matrices of 16-bit words come with the distance of their rows, other arrays without.
             asked.append(_Asked(parameter.name, None, *_TAKEN[target], target == "u16"))
         else:

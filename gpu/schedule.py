@@ -130,8 +130,8 @@ def equal_shares(tile_steps: NDArray[np.int64], n: int, block_n: int, blocks: in
     counter = np.cumsum(is_shared) - is_shared
     items[:, 6] = np.where(is_shared, slot, 0)[owner]
     items[:, 7] = np.where(is_shared, counter, 0)[owner]
-    work_ptr = np.searchsorted(borders, np.concatenate([[0], cuts, ends[-1:]])).astype(np.int32)
-    return Schedule(work_ptr, items, int(parts[is_shared].sum()), int(is_shared.sum()))
+    work_ptr = np.searchsorted(borders, np.concatenate([[0], cuts, ends[-1:]]))
+    return Schedule(work_ptr.astype(np.int32), items, int(parts[is_shared].sum()), int(is_shared.sum()))
 
 
 def _all_items(tiles: int, n: int, block_n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

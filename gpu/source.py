@@ -21,22 +21,22 @@ class Parameter:
     """One parameter of a kernel as its source declares it."""
 
     name: str
-    type: str
+    declared: str
 
     @property
     def is_pointer(self) -> bool:
         """Whether an array is passed."""
-        return "*" in self.type
+        return "*" in self.declared
 
     @property
     def is_written(self) -> bool:
         """Whether it is an array that the kernel may write."""
-        return self.is_pointer and "const" not in self.type
+        return self.is_pointer and "const" not in self.declared
 
     @property
     def scalar(self) -> type[np.generic]:
         """The NumPy type of a number; not for pointers."""
-        return _SCALARS[self.type]
+        return _SCALARS[self.declared]
 
 
 _SCALARS: dict[str, type[np.generic]] = {
@@ -114,7 +114,7 @@ def parameters(kernel: str) -> tuple[Parameter, ...]:
 
 def _parameter(declaration: str) -> Parameter:
     words = declaration.replace("__restrict__", " ").replace("*", " * ").split()
-    return Parameter(name=words[-1], type=" ".join(words[:-1]))
+    return Parameter(name=words[-1], declared=" ".join(words[:-1]))
 
 
 def fingerprint(variant: Variant) -> str:

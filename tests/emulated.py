@@ -174,7 +174,7 @@ def _built(variant: Variant, sources: tuple[tuple[str, str], ...]) -> ctypes.CDL
 def _compile(variant: Variant, folder: Path) -> Path:
     built = folder / "built.so"
     values = ", ".join(
-        f"*({parameter.type}*)arguments[{i}]"
+        f"*({parameter.declared}*)arguments[{i}]"
         for i, parameter in enumerate(parameters(variant.kernel))
     )
     done = subprocess.run(
