@@ -12,21 +12,33 @@ from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables, fuse
 
 if TYPE_CHECKING:
+    from gyroperm.gpu.dispatch import Choice, DenseProductWarning, choose, explain
     from gyroperm.gpu.linear import HinmLinear
     from gyroperm.gpu.matrix import DeviceMatrix
+    from gyroperm.gpu.model import Card
     from gyroperm.gpu.replace import Replaced, replace_linears
 
 __all__ = [
+    "Card",
+    "Choice",
+    "DenseProductWarning",
     "DeviceMatrix",
     "HinmLinear",
     "HinmMatrix",
     "IndexTables",
     "Replaced",
+    "choose",
+    "explain",
     "fuse",
     "replace_linears",
 ]
 
 _MODULES = {
+    "Card": "model",
+    "Choice": "dispatch",
+    "DenseProductWarning": "dispatch",
+    "choose": "dispatch",
+    "explain": "dispatch",
     "DeviceMatrix": "matrix",
     "HinmLinear": "linear",
     "Replaced": "replace",

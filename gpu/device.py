@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -11,8 +11,13 @@ from typing import Any
 from gyroperm.arrays import is_torch
 from gyroperm.gpu.compiler import INSTALL, OLDEST_ARCHITECTURE, cubin_file
 from gyroperm.gpu.launch import Launch
+from gyroperm.gpu.model import Card
 from gyroperm.gpu.operands import device_of, marshalled, place_of
 from gyroperm.gpu.source import Variant
+
+# Of the highest clock, what is held under load; and what is assumed where a driver tells none.
+_HELD = 0.9
+_MODEST_CLOCK, _MODEST_MEMORY = 1.5e9, 5e11
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,49 @@ def limits(device: int) -> Limits:
         int(properties["MultiProcessorCount"]),
         int(properties["MaxSharedMemoryPerBlockOptin"]),
     )
+
+
+@cache
+def card(device: int) -> Card:
+    """A device as the performance model sees it, by what its driver says.
+
+    Raises
+    ------
+    ImportError, ValueError, RuntimeError
+        As :func:`limits`.
+    """
+    of_device = limits(device)
+    cupy = cupy_module()
+    with cuda_errors(f"asking device {device} for its rates"):
+        properties = cupy.cuda.Device(device).attributes
+        name = cupy.cuda.runtime.getDeviceProperties(device)["name"]
+    return card_of(name.decode() if isinstance(name, bytes) else name, of_device, properties)
+
+
+def card_of(name: str, of_device: Limits, properties: Mapping[str, int]) -> Card:
+    """A card by its name, its limits and CUDA's attributes of it.
+
+    Memory moves two words a clock and pin, of the clock that CUDA tells. Multiprocessors are
+    taken to hold nine tenths of their highest clock under load. A driver that tells no clocks is
+    taken to be of a card of modest rates.
+    """
+    clock = 1e3 * properties.get("ClockRate", 0) * _HELD
+    memory = 2e3 * properties.get("MemoryClockRate", 0) * properties.get("GlobalMemoryBusWidth", 0)
+    return Card(
+        name=name,
+        architecture=of_device.architecture,
+        multiprocessors=of_device.multiprocessors,
+        clock=clock or _MODEST_CLOCK,
+        memory_bytes=memory / 8 or _MODEST_MEMORY,
+        l2_size=int(properties["L2CacheSize"]),
+        shared_limit=of_device.shared_bytes,
+        shared_total=int(properties["MaxSharedMemoryPerMultiprocessor"]),
+    )
+
+
+def driver_version() -> int:
+    """The newest CUDA that the driver knows, as CUDA numbers it: 13000 for 13.0."""
+    return int(cupy_module().cuda.runtime.driverGetVersion())
 
 
 def resident_blocks(variant: Variant, threads: int, shared_bytes: int, device: int) -> int:

@@ -54,6 +54,9 @@ class HinmLinear(nn.Module):
         The schema of the state dict, ``in_features`` and ``out_features``.
     bias : Parameter, shape (out_features,), or None
         Requires no gradient unless it is asked to.
+    allow_dense : bool
+        Whether products on a CUDA device may run by cuBLAS on a dense copy of the weights, where
+        that is taken to be faster. To be set before the first of them; True by default.
 
     Notes
     -----
@@ -68,6 +71,7 @@ class HinmLinear(nn.Module):
     row_map: torch.Tensor
     described: torch.Tensor
     bias: nn.Parameter | None
+    allow_dense: bool = True
 
     def __init__(
         self,
@@ -262,6 +266,7 @@ class HinmLinear(nn.Module):
                 as_cupy(self.row_map),
                 _index(self._packed_tensors(), self.in_features, self.out_features),
                 _DTYPES[self.values.dtype],
+                self.allow_dense,
             )
         return self._on_device
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from gyroperm.arrays import is_torch
+from gyroperm.gpu.candidates import DENSE, Way, candidates
+from gyroperm.gpu.dense import DenseProducts, can_be_dense
 from gyroperm.gpu.device import (
     as_cupy,
+    card,
     check_device,
     cuda_errors,
     cupy_module,
     current_stream,
+    driver_version,
     is_capturing,
     limits,
     resident_blocks,
     run,
 )
-from gyroperm.gpu.dispatch import choose
+from gyroperm.gpu.dispatch import (
+    Choice,
+    DenseProductWarning,
+    choose,
+    dense_message,
+    explain,
+)
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
-from gyroperm.gpu.operands import Layout, Product
-from gyroperm.gpu.plans import Plan, Scratch, Target, make_plan, plan_key
+from gyroperm.gpu.operands import LAYOUTS, Layout, Product, check_layout
+from gyroperm.gpu.plans import Plan, Scratch, Target, make_plan, planned_columns
 from gyroperm.gpu.source import Variant
 from gyroperm.gpu.spmm import activation_code
+from gyroperm.gpu.timing import seconds_of
+from gyroperm.gpu.tuned import TunedWays
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +49,12 @@ class DeviceMatrix:
     what is kept: the products of one matrix must follow one another, in one stream or by events.
     torch's products take their workspaces from torch's allocator.
 
+    Which kernel computes a product is chosen by what :meth:`tune` measured, else by a model of
+    the card: see :meth:`explain`. Where cuBLAS is taken to be faster on the same weights with
+    their zeros, it computes the product from a dense copy of them, which is made once; a
+    :class:`DenseProductWarning` says so. That takes torch, and is never done with
+    ``keep_order``.
+
     Parameters
     ----------
     values, metadata, columns, row_map : cupy.ndarray
@@ -43,6 +62,8 @@ class DeviceMatrix:
     index : IndexTables
         The tables on the host.
     dtype : {"float16", "bfloat16"}
+    allow_dense : bool
+        Whether products may be dense ones.
     """
 
     values: Any
@@ -51,11 +72,15 @@ class DeviceMatrix:
     row_map: Any
     index: IndexTables
     dtype: str
-    _plans: dict[tuple[str, int], Plan] = field(default_factory=dict, init=False, repr=False)
-    _kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
+    allow_dense: bool = True
+    _choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict, init=False, repr=False)
+    _plans: dict[tuple[Way, int], Plan] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def upload(cls, matrix: HinmMatrix, device: int | None = None) -> DeviceMatrix:
+    def upload(
+        cls, matrix: HinmMatrix, device: int | None = None, *, allow_dense: bool = True
+    ) -> DeviceMatrix:
         """Copy a packed matrix to a device.
 
         Parameters
@@ -63,6 +88,8 @@ class DeviceMatrix:
         matrix : HinmMatrix
         device : int, optional
             CuPy's current device by default.
+        allow_dense : bool
+            Whether products may run by cuBLAS on a dense copy, which takes its own memory.
 
         Raises
         ------
@@ -86,7 +113,7 @@ class DeviceMatrix:
             values, metadata, columns, row_map = (cupy.asarray(array) for array in arrays)
             # From here on any stream may read them.
             cupy.cuda.get_current_stream().synchronize()
-        return cls(values, metadata, columns, row_map, index, matrix.dtype)
+        return cls(values, metadata, columns, row_map, index, matrix.dtype, allow_dense)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,7 +149,84 @@ class DeviceMatrix:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        self._plan(n, current_stream())
+        stream = current_stream()
+        for layout in LAYOUTS:
+            for allow_dense in {self.allow_dense, False}:
+                choice = self._choice(n, layout, allow_dense)
+                self._say(choice)
+                self._products(choice.way, n, stream)
+
+    def choice(self, n: int, layout: Layout = "features") -> Choice:
+        """The way that products with N columns are computed, and why.
+
+        Raises
+        ------
+        ValueError
+            If ``n`` is below 1 or the layout is unknown.
+        """
+        return self._choice(n, layout, self.allow_dense)
+
+    def explain(self, n: int, layout: Layout = "features") -> str:
+        """A table of the ways to compute a product with N columns, and which is chosen.
+
+        See :func:`gyroperm.gpu.explain`.
+
+        Raises
+        ------
+        ValueError
+            If ``n`` is below 1 or the layout is unknown.
+        """
+        return explain(
+            self,
+            n,
+            layout,
+            card(self.device),
+            self._tuned,
+            aligned=n % 8 == 0,
+            allow_dense=self._may_be_dense(),
+        )
+
+    def tune(self, n: int, layout: Layout = "features", *, repeats: int = 30) -> Choice:
+        """Time the ways to compute a product on this card, and take the fastest from then on.
+
+        What is measured is kept in a file of the cache folder and decides for all matrices of
+        the same shape and tiles, for N up to the next power of two, in later processes too. Each
+        run finds L2 without weights or X, as the layers of a large model do. Takes seconds, and
+        all that its ways need of memory.
+
+        Parameters
+        ----------
+        n : int
+            Columns of X.
+        layout : {"features", "tokens"}
+        repeats : int
+            Runs of each way, of which the median counts.
+
+        Returns
+        -------
+        Choice
+
+        Raises
+        ------
+        ValueError
+            If ``n`` or ``repeats`` is below 1 or the layout is unknown.
+        RuntimeError
+            If a kernel does not compile, or CUDA fails.
+        MemoryError
+            If the device has too little memory.
+        OSError
+            If the file cannot be written.
+        """
+        if n < 1 or repeats < 1:
+            raise ValueError(f"n and repeats must be at least 1, got {n} and {repeats}")
+        check_layout(layout)
+        of_device, aligned = card(self.device), n % 8 == 0
+        found = candidates(self, n, layout, of_device, aligned=aligned, thorough=True)
+        ways = [one.way for one in found if one.way != DENSE or self._may_be_dense()]
+        times = [(way, self._timed(way, n, layout, repeats)) for way in ways]
+        self._tuned.keep(self, n, layout, times, aligned=aligned)
+        self._choices.clear()
+        return self.choice(n, layout)
 
     def multiply(
         self,
@@ -188,7 +292,47 @@ class DeviceMatrix:
             out = self._new(x, shape)
         if n == 0:
             return out
-        launches = self._plan(n, stream).launches(
+        choice = self._choice(n, layout, self.allow_dense and not keep_order)
+        self._say(choice)
+        self._run(
+            choice.way,
+            n,
+            x,
+            out,
+            stream,
+            layout=layout,
+            keep_order=keep_order,
+            activation=activation,
+            bias=bias,
+            factor=factor,
+            addend=addend,
+        )
+        return out
+
+    def _run(
+        self,
+        way: Way,
+        n: int,
+        x: Any,
+        out: Any,
+        stream: Any,
+        *,
+        layout: str,
+        keep_order: bool = False,
+        activation: str | None = None,
+        **epilogue: Any,
+    ) -> None:
+        """Launch a product, of arrays that have been checked."""
+        products = self._products(way, n, stream)
+        if isinstance(products, DenseProducts):
+            if not is_torch(x) and is_capturing(stream):
+                raise RuntimeError(
+                    "a graph of CuPy's cannot hold products of cuBLAS: capture by torch, or "
+                    "upload the matrix with allow_dense=False"
+                )
+            products.multiply(x, out, stream, layout=layout, activation=activation, **epilogue)
+            return
+        launches = products.launches(
             self,
             as_cupy(x),
             as_cupy(out),
@@ -196,26 +340,55 @@ class DeviceMatrix:
             layout=layout,
             keep_order=keep_order,
             activation=activation,
-            bias=as_cupy(bias),
-            factor=as_cupy(factor),
-            addend=as_cupy(addend),
+            **{name: as_cupy(array) for name, array in epilogue.items()},
         )
         for launch in launches:
             run(launch, stream)
-        return out
 
-    def _plan(self, n: int, stream: Any) -> Plan:
-        key = plan_key(choose(n), n)
-        if key not in self._plans:
-            if is_capturing(stream):
-                raise RuntimeError(
-                    f"a product with {n} columns is captured before anything was made for it: "
-                    f"call prepare({n}), or multiply once, before the capture"
-                )
-            self._plans[key] = self._made(key)
-        return self._plans[key]
+    @property
+    def _tuned(self) -> TunedWays:
+        return TunedWays(card(self.device).name, driver_version())
 
-    def _made(self, key: tuple[str, int]) -> Plan:
+    def _may_be_dense(self) -> bool:
+        return self.allow_dense and can_be_dense()
+
+    def _choice(self, n: int, layout: str, allow_dense: bool) -> Choice:
+        key = planned_columns(n), layout, n % 8 == 0, allow_dense
+        if key not in self._choices:
+            self._choices[key] = choose(
+                self,
+                key[0],
+                layout,
+                card(self.device),
+                self._tuned,
+                aligned=key[2],
+                allow_dense=allow_dense and can_be_dense(),
+            )
+        return self._choices[key]
+
+    def _say(self, choice: Choice) -> None:
+        if choice.way == DENSE and not self._kept.get("said"):
+            self._kept["said"] = True
+            warnings.warn(dense_message(self, choice.why), DenseProductWarning, stacklevel=3)
+
+    def _products(self, way: Way, n: int, stream: Any) -> Plan | DenseProducts:
+        columns = planned_columns(n)
+        made: Plan | DenseProducts | None
+        made = self._kept.get(DENSE) if way == DENSE else self._plans.get((way, columns))
+        if made is not None:
+            return made
+        if is_capturing(stream):
+            raise RuntimeError(
+                f"a product with {n} columns is captured before anything was made for it: "
+                f"call prepare({n}), or multiply once, before the capture"
+            )
+        if way == DENSE:
+            self._kept[DENSE] = self._made_dense()
+            return self._kept[DENSE]
+        self._plans[way, columns] = self._made(way, columns)
+        return self._plans[way, columns]
+
+    def _made(self, way: Way, columns: int) -> Plan:
         cupy, device = cupy_module(), self.device
         of_device = limits(device)
 
@@ -223,11 +396,41 @@ class DeviceMatrix:
             return resident_blocks(variant, threads, shared_bytes, device)
 
         target = Target(of_device.multiprocessors, of_device.shared_bytes, resident, cupy.asarray)
-        doing = f"making what {key[0]} needs for up to {key[1]} columns"
+        doing = f"making what {way} needs for up to {columns} columns"
         with cuda_errors(doing), cupy.cuda.Device(device):
-            plan = make_plan(key, self, target)
+            plan = make_plan(way, columns, self, target)
             cupy.cuda.get_current_stream().synchronize()
         return plan
+
+    def _made_dense(self) -> DenseProducts:
+        import torch
+
+        with cuda_errors("making a dense copy of packed weights"), torch.cuda.device(self.device):
+            made = DenseProducts.of(self)
+            torch.cuda.current_stream().synchronize()
+        return made
+
+    def _timed(self, way: Way, n: int, layout: str, repeats: int) -> float:
+        cupy, of_device = cupy_module(), card(self.device)
+        rows, columns = self.shape
+        with cupy.cuda.Device(self.device):
+            stream = cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                shape = (columns, n) if layout == "features" else (n, columns)
+                numbers = cupy.random.standard_normal(shape, dtype=cupy.float32)
+                x = (
+                    numbers.astype(cupy.float16).view(cupy.uint16)
+                    if self.dtype == "float16"
+                    else (numbers.view(cupy.uint32) >> 16).astype(cupy.uint16)
+                )
+                out = cupy.empty((rows, n) if layout == "features" else (n, rows), cupy.uint16)
+        return seconds_of(
+            lambda: self._run(way, n, x, out, stream, layout=layout),
+            device=self.device,
+            stream=stream,
+            l2_size=of_device.l2_size,
+            repeats=repeats,
+        )
 
     def _new(self, x: Any, shape: tuple[int, int]) -> Any:
         if is_torch(x):

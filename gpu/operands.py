@@ -28,6 +28,12 @@ _TAKEN: dict[str, tuple[tuple[str, ...] | None, int]] = {
 }
 
 
+def check_layout(layout: str) -> None:
+    """Raise a ValueError unless a layout is one of :data:`LAYOUTS`."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+
+
 def dtype_name(array: Any) -> str:
     """The name of an array's dtype, the same for NumPy, CuPy and torch."""
     return _name(array.dtype)
@@ -177,8 +183,7 @@ class Product:
         ValueError
             If the layout is unknown, or X has another shape, gaps in its rows, or lies elsewhere.
         """
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        check_layout(layout)
         self._check_array("x", x)
         shape = tuple(x.shape)
         features = layout == "features"

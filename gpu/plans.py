@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan, decode_launch
+from gyroperm.gpu.candidates import Way
+from gyroperm.gpu.decode import DecodePlan, decode_launch
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.schedule import Schedule, balanced
 from gyroperm.gpu.source import Variant
-from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking, Packed, blocking, spmm_launch
+from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking, Packed, spmm_launch
 from gyroperm.gpu.transpose import to_features, to_tokens
 
 
@@ -91,17 +92,26 @@ class Target:
     place: Callable[[NDArray[Any]], Any]
 
 
-def plan_key(kind: str, n: int) -> tuple[str, int]:
-    """The kind, and the most columns of the products that share a plan with those of N."""
-    if kind == "decode":
-        return kind, 1 << (n - 1).bit_length()
-    return kind, 64 if n <= 64 else -(-n // 128) * 128
+def planned_columns(n: int) -> int:
+    """The most columns of the products that share a plan with those of N."""
+    return 1 << (n - 1).bit_length() if n <= 64 else -(-n // 128) * 128
 
 
-def make_plan(key: tuple[str, int], matrix: Placed, target: Target) -> Plan:
-    """A plan for what :func:`plan_key` named."""
-    kind, most = key
-    return (DecodeProducts if kind == "decode" else SpmmProducts).of(matrix, most, target)
+def make_plan(way: Way, columns: int, matrix: Placed, target: Target) -> Plan:
+    """A plan for products of at most so many columns by one way.
+
+    Raises
+    ------
+    ValueError
+        If the way is none of a plan's, or its parameters do not fit the matrix.
+    """
+    options = dict(way.parameters)
+    if way.kind == "spmm":
+        chosen = Blocking(matrix.index.tile_size, **options, sparse=matrix.sparse)
+        return SpmmProducts.of(matrix, columns, target, chosen)
+    if way.kind == "decode":
+        return DecodeProducts.of(matrix, columns, target, **options)
+    raise ValueError(f"way must be of a kind that has plans, spmm or decode, got {way.kind!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +126,8 @@ class SpmmProducts:
     counters: Any
 
     @classmethod
-    def of(cls, matrix: Placed, columns: int, target: Target) -> SpmmProducts:
-        """A plan for products of at most so many columns, a multiple of a block's."""
-        chosen = blocking(
-            matrix.index.tile_size,
-            columns,
-            sparse=matrix.sparse,
-            shared_limit=target.shared_bytes,
-        )
+    def of(cls, matrix: Placed, columns: int, target: Target, chosen: Blocking) -> SpmmProducts:
+        """A plan for products of at most so many columns."""
         variant = chosen.variant(bfloat16=matrix.dtype == "bfloat16", aligned=True)
         blocks = target.resident(variant, chosen.threads, chosen.shared_bytes)
         steps = np.diff(matrix.index.tile_ptr) // STEP_COLUMNS
@@ -152,10 +156,11 @@ class SpmmProducts:
         """See :class:`Plan`."""
         read, written = x, out
         if layout == "tokens":
-            # Whole blocks, so that each row begins on 16 bytes.
+            # So wide that each row begins on 16 bytes.
             n, inputs = x.shape
-            read = scratch("x", (inputs, self.columns), "int16")[:, :n]
-            written = scratch("y", (out.shape[1], self.columns), "int16")[:, :n]
+            wide = -(-self.columns // 8) * 8
+            read = scratch("x", (inputs, wide), "int16")[:, :n]
+            written = scratch("y", (out.shape[1], wide), "int16")[:, :n]
         launch = spmm_launch(
             matrix,
             read,
@@ -178,20 +183,30 @@ class SpmmProducts:
 
 @dataclass(frozen=True, eq=False)
 class DecodeProducts:
-    """Of few columns, in either layout."""
+    """Of at most 16 columns; either layout is read and written as it lies."""
 
     plan: DecodePlan
     work_items: Any
     counters: Any
 
     @classmethod
-    def of(cls, matrix: Placed, columns: int, target: Target) -> DecodeProducts:
-        """A plan for products of at most so many columns."""
+    def of(
+        cls,
+        matrix: Placed,
+        columns: int,
+        target: Target,
+        *,
+        block_rows: int | None = None,
+        part_steps: int | None = None,
+    ) -> DecodeProducts:
+        """A plan for products of at most so many columns, by default cut as estimated."""
         plan = DecodePlan.of(
             matrix.index,
             sparse=matrix.sparse,
             multiprocessors=target.multiprocessors,
-            n=min(columns, MAX_COLUMNS),
+            n=columns,
+            block_rows=block_rows,
+            part_steps=part_steps,
         )
         items = None if plan.work_items is None else target.place(plan.work_items)
         return cls(plan, items, _zeros(plan.counters, target))
@@ -209,24 +224,22 @@ class DecodeProducts:
         **epilogue: Any,
     ) -> list[Launch]:
         """See :class:`Plan`."""
-        tokens = layout == "tokens"
-        return [
-            decode_launch(
-                matrix,
-                x,
-                out,
-                plan=self.plan,
-                bfloat16=matrix.dtype == "bfloat16",
-                work_items=self.work_items,
-                workspace=_workspace(self.plan.workspace_values, scratch),
-                counters=self.counters,
-                token_major_x=tokens,
-                token_major_y=tokens,
-                keep_order=keep_order,
-                activation=activation,
-                **epilogue,
-            )
-        ]
+        launch = decode_launch(
+            matrix,
+            x,
+            out,
+            plan=self.plan,
+            bfloat16=matrix.dtype == "bfloat16",
+            work_items=self.work_items,
+            workspace=_workspace(self.plan.workspace_values, scratch),
+            counters=self.counters,
+            token_major_x=layout == "tokens",
+            token_major_y=layout == "tokens",
+            keep_order=keep_order,
+            activation=activation,
+            **epilogue,
+        )
+        return [launch]
 
 
 def _workspace(values: int, scratch: Scratch) -> Any:

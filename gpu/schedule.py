@@ -81,6 +81,22 @@ def balanced(tile_steps: ArrayLike, n: int, block_n: int, blocks: int) -> Schedu
     return shared if shared.longest < whole.longest else whole
 
 
+def estimated_longest(tile_steps: ArrayLike, column_blocks: int, blocks: int) -> float:
+    """About :attr:`Schedule.longest` of the :func:`balanced` schedule, without making it.
+
+    Of whole tiles the bound that no assignment beats: a block has k + 1 of the longest k B + 1.
+    """
+    cost = np.sort(np.asarray(tile_steps, dtype=np.int64) + TILE_STEPS)[::-1]
+    items = np.repeat(cost, column_blocks)
+    total = int(items.sum())
+    every = items[::blocks]
+    whole = max(total / blocks, int((every * np.arange(1, len(every) + 1)).max()))
+    lengths = np.maximum(cost - TILE_STEPS, 1)
+    share = -(-int(lengths.sum()) * column_blocks // blocks)
+    begun = min(share, 1 + -(-share // lengths.mean()))
+    return float(min(whole, share + begun * TILE_STEPS + min(begun, 2) * SHARING_STEPS))
+
+
 def longest_first(tile_steps: NDArray[np.int64], n: int, block_n: int, blocks: int) -> Schedule:
     """Whole tiles, longest first, each to the block that has the least so far."""
     tiles, columns = _all_items(len(tile_steps), n, block_n)

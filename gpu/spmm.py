@@ -137,6 +137,40 @@ def blocking(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> Bloc
     )
 
 
+def blockings(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> list[Blocking]:
+    """The blockings that may be the fastest for a tile size and a number of columns.
+
+    That of :func:`blocking` first; then others of more or fewer columns, of warps that take half
+    as many rows, and of fewer stages, of which more blocks fit beside each other.
+
+    Parameters
+    ----------
+    tile_size, n, sparse, shared_limit
+        As :func:`blocking` takes them.
+
+    Raises
+    ------
+    ValueError
+        As :func:`blocking`.
+    """
+    first = blocking(tile_size, n, sparse=sparse, shared_limit=shared_limit)
+    blocks = tile_size // 16
+    found = [first]
+    for block_n in (32, 64, 128, 256):
+        if block_n > 32 and block_n // 2 >= n:
+            break
+        for warps_m in [d for d in range(1, blocks + 1) if blocks % d == 0 and blocks // d <= 4][
+            :2
+        ]:
+            warps_n = block_n // 32 if warps_m <= 2 else min(2, block_n // 16)
+            for stages in (4, 3, 2):
+                other = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)
+                sums = other.slot_values // other.threads
+                if other.shared_bytes <= shared_limit and 8 <= sums <= 128 and other != first:
+                    found.append(other)
+    return found
+
+
 def spmm_launch(
     matrix: Packed,
     x: Any,

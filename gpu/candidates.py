@@ -1,0 +1,115 @@
+"""The ways to compute a product, each with what the model predicts for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gyroperm.gpu import model
+from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan
+from gyroperm.gpu.model import Card, HasTables, Prediction, Tiles
+from gyroperm.gpu.spmm import Blocking, blockings
+
+
+@dataclass(frozen=True)
+class Way:
+    """A kernel and what may be chosen of it.
+
+    Parameters
+    ----------
+    kind : {"spmm", "decode", "dense"}
+        "dense" is cuBLAS, on a dense copy of the weights.
+    parameters : tuple of (str, int)
+        Of :class:`~gyroperm.gpu.spmm.Blocking` or of :meth:`DecodePlan.of`, sorted by name.
+    """
+
+    kind: str
+    parameters: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, kind: str, **parameters: int) -> Way:
+        """A way by the names of its parameters."""
+        return cls(kind, tuple(sorted(parameters.items())))
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{name}={value}" for name, value in self.parameters)
+        return f"{self.kind}({chosen})" if chosen else self.kind
+
+
+DENSE = Way("dense")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way and its prediction, transposes of token-major operands counted."""
+
+    way: Way
+    prediction: Prediction
+
+
+def candidates(
+    matrix: HasTables,
+    n: int,
+    layout: str,
+    card: Card,
+    *,
+    aligned: bool = True,
+    thorough: bool = False,
+) -> list[Candidate]:
+    """The ways to compute a product, those that are likelier before others of equal time.
+
+    Parameters
+    ----------
+    matrix : HinmMatrix or DeviceMatrix
+    n : int
+        Columns of X.
+    layout : {"features", "tokens"}
+    card : Card
+    aligned : bool
+        Whether all rows of a feature-major X begin on 16 bytes.
+    thorough : bool
+        Include cuts of the decode kernel that its own estimate has ruled out: for timing.
+    """
+    tiles = Tiles.of(matrix)
+    tokens = layout == "tokens"
+    found = []
+    if n <= MAX_COLUMNS:
+        for plan in _cuts(matrix, n, card, thorough):
+            way = Way.of("decode", block_rows=plan.block_rows, part_steps=plan.part_steps)
+            found.append(Candidate(way, model.decode(card, plan, tiles, n, tokens)))
+    fitting = blockings(tiles.tile_size, n, sparse=tiles.sparse, shared_limit=card.shared_limit)
+    for blocking in fitting:
+        predicted = model.spmm(card, blocking, tiles, n, aligned or tokens)
+        if tokens:
+            predicted = predicted.with_transposes(card, tiles, n)
+        found.append(Candidate(_way_of(blocking), predicted))
+    return [*found, Candidate(DENSE, model.dense(card, tiles, n))]
+
+
+def _cuts(matrix: HasTables, n: int, card: Card, thorough: bool) -> Iterator[DecodePlan]:
+    def cut(block_rows: int | None) -> DecodePlan:
+        return DecodePlan.of(
+            matrix.index,
+            sparse=matrix.sparse,
+            multiprocessors=card.multiprocessors,
+            n=n,
+            block_rows=block_rows,
+        )
+
+    chosen = cut(None)
+    yield chosen
+    if thorough:
+        V = matrix.index.tile_size
+        for rows in (16, 32, 64, 128, 256):
+            if V % rows == 0 and rows != chosen.block_rows:
+                yield cut(rows)
+
+
+def _way_of(blocking: Blocking) -> Way:
+    return Way.of(
+        "spmm",
+        block_n=blocking.block_n,
+        warps_m=blocking.warps_m,
+        warps_n=blocking.warps_n,
+        stages=blocking.stages,
+    )
