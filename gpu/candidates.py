@@ -9,6 +9,9 @@ from gyroperm.gpu import model
 from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan
 from gyroperm.gpu.model import Card, HasTables, Prediction, Tiles
 from gyroperm.gpu.spmm import Blocking, blockings
+from gyroperm.gpu.window import WindowPlan
+
+_WINDOW = ("group", "warps_m", "block_n", "slots", "phase_loads", "ahead", "blocks")
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,11 @@ class Way:
 
     Parameters
     ----------
-    kind : {"spmm", "decode", "dense"}
+    kind : {"spmm", "window", "decode", "dense"}
         "dense" is cuBLAS, on a dense copy of the weights.
     parameters : tuple of (str, int)
-        Of :class:`~gyroperm.gpu.spmm.Blocking` or of :meth:`DecodePlan.of`, sorted by name.
+        Of :class:`~gyroperm.gpu.spmm.Blocking`, of a :class:`~gyroperm.gpu.window.WindowBlocking`
+        or of :meth:`DecodePlan.of`, sorted by name.
     """
 
     kind: str
@@ -53,6 +57,7 @@ def candidates(
     layout: str,
     card: Card,
     *,
+    window: WindowPlan | None = None,
     aligned: bool = True,
     thorough: bool = False,
 ) -> list[Candidate]:
@@ -65,6 +70,8 @@ def candidates(
         Columns of X.
     layout : {"features", "tokens"}
     card : Card
+    window : WindowPlan, optional
+        Of the matrix, if it has one.
     aligned : bool
         Whether all rows of a feature-major X begin on 16 bytes.
     thorough : bool
@@ -83,7 +90,18 @@ def candidates(
         if tokens:
             predicted = predicted.with_transposes(card, tiles, n)
         found.append(Candidate(_way_of(blocking), predicted))
+    if window is not None:
+        predicted = model.window(card, window, tiles, n, aligned or tokens)
+        if tokens:
+            predicted = predicted.with_transposes(card, tiles, n)
+        found.append(Candidate(window_way(window), predicted))
     return [*found, Candidate(DENSE, model.dense(card, tiles, n))]
+
+
+def window_way(plan: WindowPlan) -> Way:
+    """The way by a shared window."""
+    chosen = {name: getattr(plan.blocking, name) for name in _WINDOW}
+    return Way.of("window", **chosen)
 
 
 def _cuts(matrix: HasTables, n: int, card: Card, thorough: bool) -> Iterator[DecodePlan]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gyroperm.gpu.candidates import DENSE, Candidate, Way, candidates
+from gyroperm.gpu.candidates import DENSE, Candidate, Way, candidates, window_way
 from gyroperm.gpu.model import Card, HasTables, Tiles, described, sizes
 from gyroperm.gpu.operands import check_layout
 
 if TYPE_CHECKING:
     from gyroperm.gpu.tuned import TunedWays
+    from gyroperm.gpu.window import WindowPlan
 
 #: A dense product takes as many bytes as the pruned one saves: it must be so many times as fast.
 DENSE_MARGIN = 1.1
@@ -49,6 +50,7 @@ def choose(
     card: Card | None = None,
     tuned: TunedWays | None = None,
     *,
+    window: WindowPlan | None = None,
     aligned: bool = True,
     allow_dense: bool = True,
 ) -> Choice:
@@ -66,6 +68,8 @@ def choose(
         By default that of CuPy's current device.
     tuned : TunedWays, optional
         What was measured on this card; it goes before predictions.
+    window : WindowPlan, optional
+        Of the matrix, if it is to be uploaded with one.
     aligned : bool
         Whether all rows of a feature-major X begin on 16 bytes.
     allow_dense : bool
@@ -85,14 +89,15 @@ def choose(
     _check(n, layout)
     card = card if card is not None else _current_card()
     if tuned is not None:
+        by_window = None if window is None else window_way(window)
         ways = [
             (way, seconds)
             for way, seconds in tuned.measured(matrix, n, layout, aligned=aligned)
-            if allow_dense or way != DENSE
+            if (allow_dense or way != DENSE) and (way.kind != "window" or way == by_window)
         ]
         if ways:
             return _chosen(matrix, n, ways, measured=True)
-    found = _sorted(candidates(matrix, n, layout, card, aligned=aligned))
+    found = _sorted(candidates(matrix, n, layout, card, window=window, aligned=aligned))
     ways = [(one.way, one.prediction.seconds) for one in found if allow_dense or one.way != DENSE]
     bounds = {one.way: one.prediction.bound_by for one in found}
     return _chosen(matrix, n, ways, measured=False, bounds=bounds)
@@ -105,6 +110,7 @@ def explain(
     card: Card | None = None,
     tuned: TunedWays | None = None,
     *,
+    window: WindowPlan | None = None,
     aligned: bool = True,
     allow_dense: bool = True,
 ) -> str:
@@ -112,7 +118,7 @@ def explain(
 
     Parameters
     ----------
-    matrix, n, layout, card, tuned, aligned, allow_dense
+    matrix, n, layout, card, tuned, window, aligned, allow_dense
         As :func:`choose` takes them. With a card made by hand no device is needed.
 
     Returns
@@ -123,7 +129,9 @@ def explain(
     """
     _check(n, layout)
     card = card if card is not None else _current_card()
-    found = _sorted(candidates(matrix, n, layout, card, aligned=aligned, thorough=True))
+    found = _sorted(
+        candidates(matrix, n, layout, card, window=window, aligned=aligned, thorough=True)
+    )
     measured = dict(tuned.measured(matrix, n, layout, aligned=aligned)) if tuned else {}
     tiles = Tiles.of(matrix)
     inside = "two of four" if matrix.sparse else "all"
@@ -138,7 +146,9 @@ def explain(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
-    chosen = choose(matrix, n, layout, card, tuned, aligned=aligned, allow_dense=allow_dense)
+    chosen = choose(
+        matrix, n, layout, card, tuned, window=window, aligned=aligned, allow_dense=allow_dense
+    )
     return "\n".join([head, *lines, chosen.why])
 
 

@@ -33,10 +33,12 @@ from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.operands import LAYOUTS, Layout, Product, check_layout
 from gyroperm.gpu.plans import Plan, Scratch, Target, make_plan, planned_columns
+from gyroperm.gpu.reorder import reordered
 from gyroperm.gpu.source import Variant
 from gyroperm.gpu.spmm import activation_code
 from gyroperm.gpu.timing import seconds_of
 from gyroperm.gpu.tuned import TunedWays
+from gyroperm.gpu.window import WindowPlan, window_blocking, window_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,8 @@ class DeviceMatrix:
     dtype : {"float16", "bfloat16"}
     allow_dense : bool
         Whether products may be dense ones.
+    window : WindowPlan, optional
+        Whose order the matrix lies in: its tiles may then share a window of X.
     """
 
     values: Any
@@ -73,13 +77,19 @@ class DeviceMatrix:
     index: IndexTables
     dtype: str
     allow_dense: bool = True
+    window: WindowPlan | None = None
     _choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict, init=False, repr=False)
     _plans: dict[tuple[Way, int], Plan] = field(default_factory=dict, init=False, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def upload(
-        cls, matrix: HinmMatrix, device: int | None = None, *, allow_dense: bool = True
+        cls,
+        matrix: HinmMatrix,
+        device: int | None = None,
+        *,
+        allow_dense: bool = True,
+        window: bool = False,
     ) -> DeviceMatrix:
         """Copy a packed matrix to a device.
 
@@ -90,6 +100,10 @@ class DeviceMatrix:
             CuPy's current device by default.
         allow_dense : bool
             Whether products may run by cuBLAS on a dense copy, which takes its own memory.
+        window : bool
+            Plan on the host how tiles share a window of X (see :mod:`gyroperm.gpu.window`): one
+            more way to compute wide products, for tiles of few rows. Takes seconds for large
+            matrices; slots are reordered inside their tiles, for every way alike.
 
         Raises
         ------
@@ -106,6 +120,16 @@ class DeviceMatrix:
         cupy = cupy_module()
         device = cupy.cuda.runtime.getDevice() if device is None else device
         limits(device)
+        plan = None
+        if window:
+            blocking = window_blocking(
+                matrix.tile_size,
+                matrix.shape[1],
+                sparse=matrix.sparse,
+                shared_limit=limits(device).shared_bytes,
+            )
+            plan = window_plan(matrix, blocking)
+            matrix = reordered(matrix, plan.order)
         index = matrix.index
         arrays = matrix.values, matrix.metadata, index.columns, index.row_map
         doing = f"copying a packed matrix of {matrix.nbytes} bytes to CUDA device {device}"
@@ -113,7 +137,7 @@ class DeviceMatrix:
             values, metadata, columns, row_map = (cupy.asarray(array) for array in arrays)
             # From here on any stream may read them.
             cupy.cuda.get_current_stream().synchronize()
-        return cls(values, metadata, columns, row_map, index, matrix.dtype, allow_dense)
+        return cls(values, metadata, columns, row_map, index, matrix.dtype, allow_dense, plan)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -182,6 +206,7 @@ class DeviceMatrix:
             layout,
             card(self.device),
             self._tuned,
+            window=self.window,
             aligned=n % 8 == 0,
             allow_dense=self._may_be_dense(),
         )
@@ -221,7 +246,9 @@ class DeviceMatrix:
             raise ValueError(f"n and repeats must be at least 1, got {n} and {repeats}")
         check_layout(layout)
         of_device, aligned = card(self.device), n % 8 == 0
-        found = candidates(self, n, layout, of_device, aligned=aligned, thorough=True)
+        found = candidates(
+            self, n, layout, of_device, window=self.window, aligned=aligned, thorough=True
+        )
         ways = [one.way for one in found if one.way != DENSE or self._may_be_dense()]
         times = [(way, self._timed(way, n, layout, repeats)) for way in ways]
         self._tuned.keep(self, n, layout, times, aligned=aligned)
@@ -361,6 +388,7 @@ class DeviceMatrix:
                 layout,
                 card(self.device),
                 self._tuned,
+                window=self.window,
                 aligned=key[2],
                 allow_dense=allow_dense and can_be_dense(),
             )
@@ -372,7 +400,7 @@ class DeviceMatrix:
             warnings.warn(dense_message(self, choice.why), DenseProductWarning, stacklevel=3)
 
     def _products(self, way: Way, n: int, stream: Any) -> Plan | DenseProducts:
-        columns = planned_columns(n)
+        columns = 0 if way.kind == "window" else planned_columns(n)
         made: Plan | DenseProducts | None
         made = self._kept.get(DENSE) if way == DENSE else self._plans.get((way, columns))
         if made is not None:
@@ -396,7 +424,7 @@ class DeviceMatrix:
             return resident_blocks(variant, threads, shared_bytes, device)
 
         target = Target(of_device.multiprocessors, of_device.shared_bytes, resident, cupy.asarray)
-        doing = f"making what {way} needs for up to {columns} columns"
+        doing = f"making what {way} needs"
         with cuda_errors(doing), cupy.cuda.Device(device):
             plan = make_plan(way, columns, self, target)
             cupy.cuda.get_current_stream().synchronize()

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from gyroperm.gpu.decode import DecodePlan
 from gyroperm.gpu.index import IndexTables
-from gyroperm.gpu.schedule import TILE_STEPS, estimated_longest
+from gyroperm.gpu.schedule import TILE_STEPS, estimated_longest, whole_longest
 from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking
+from gyroperm.gpu.window import WindowPlan
 
 # Products of 16-bit operands summed in float32, of a multiprocessor a clock: the published
 # tensor-core rate; for Hopper what mma.sync reaches of wgmma's (Luo et al., arXiv 2402.13499:
@@ -301,7 +302,8 @@ def spmm(card: Card, blocking: Blocking, tiles: Tiles, n: int, aligned: bool = T
     under_way = blocks * (blocking.stages - 1) * blocking.stage_bytes
     passed = gathered + fragments + ids + written
     return Prediction(
-        memory=_spmm_memory(card, blocking, tiles, n, blocks) / card.memory_reached,
+        memory=_bytes_by_passes(card, tiles, n, blocking.block_n, len(tiles.steps), blocks)
+        / card.memory_reached,
         l2=_streamed(passed, card.l2_reached, under_way, _L2_LATENCY),
         shared=(in_stage * (1 if aligned else 8) + fragments + read) / card.shared_bytes,
         tensor=_tensor(card, tiles, steps * STEP_COLUMNS * blocking.block_n),
@@ -309,16 +311,48 @@ def spmm(card: Card, blocking: Blocking, tiles: Tiles, n: int, aligned: bool = T
     )
 
 
-def _spmm_memory(card: Card, blocking: Blocking, tiles: Tiles, n: int, blocks: int) -> float:
+def _bytes_by_passes(
+    card: Card, tiles: Tiles, n: int, block_n: int, items: int, blocks: int
+) -> float:
     """Bytes to and from memory: blocks of columns go by, as many at a time as blocks work on.
 
     X and Y pass once; so do the weights where they stay in L2 beside the columns in use.
     """
-    column_blocks = -(-n // blocking.block_n)
-    together = min(column_blocks, max(1, -(-blocks // len(tiles.steps))))
-    in_use = tiles.weight_bytes + tiles.inputs * together * blocking.block_n * 2
+    column_blocks = -(-n // block_n)
+    together = min(column_blocks, -(-blocks // items))
+    in_use = tiles.weight_bytes + tiles.inputs * together * block_n * 2
     passes = 1 if in_use <= card.l2_size else -(-column_blocks // together)
     return tiles.weight_bytes * passes + (tiles.inputs + tiles.outputs) * n * 2
+
+
+def window(card: Card, plan: WindowPlan, tiles: Tiles, n: int, aligned: bool = True) -> Prediction:
+    """The product by :func:`gyroperm.gpu.window.window_launch`.
+
+    Of X what the plan loads, for each block of columns; weights go to registers.
+    """
+    blocking = plan.blocking
+    column_blocks = -(-n // blocking.block_n)
+    steps = tiles.total * column_blocks
+    brought = plan.loaded * column_blocks * blocking.block_n * 2
+    words = plan.tables.loads.size * 4 + tiles.total * STEP_COLUMNS * 2 * blocking.warps_m
+    written = tiles.outputs * _sectors(n)
+    passed = plan.loaded * _sectors(n) + steps * tiles.step_bytes + words * column_blocks + written
+    read = steps * STEP_COLUMNS * blocking.block_n * 2 * blocking.warps_m
+    blocks = blocking.blocks * card.multiprocessors
+    under_way = blocks * blocking.phase_loads * blocking.ahead * blocking.block_n * 2
+    # A block takes as long as the longest of its tiles.
+    of_groups = plan.tables.tile_steps[..., 1].max(axis=1)
+    beside = -(-min(blocks, len(of_groups) * column_blocks) // card.multiprocessors)
+    longest = whole_longest(of_groups, column_blocks, blocks) * beside
+    ideal = tiles.total / blocking.group + TILE_STEPS * len(of_groups)
+    return Prediction(
+        memory=_bytes_by_passes(card, tiles, n, blocking.block_n, len(of_groups), blocks)
+        / card.memory_reached,
+        l2=_streamed(passed, card.l2_reached, under_way, _L2_LATENCY),
+        shared=(brought * (1 if aligned else 8) + read) / card.shared_bytes,
+        tensor=_tensor(card, tiles, steps * STEP_COLUMNS * blocking.block_n),
+        stretch=max(1.0, longest * card.multiprocessors / (ideal * column_blocks)),
+    )
 
 
 def decode(

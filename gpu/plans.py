@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.gpu.candidates import Way
+from gyroperm.gpu.candidates import Way, window_way
 from gyroperm.gpu.decode import DecodePlan, decode_launch
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
@@ -17,6 +17,7 @@ from gyroperm.gpu.schedule import Schedule, balanced
 from gyroperm.gpu.source import Variant
 from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking, Packed, spmm_launch
 from gyroperm.gpu.transpose import to_features, to_tokens
+from gyroperm.gpu.window import WindowBlocking, WindowPlan, WindowTables, window_launch
 
 
 class Placed(Packed, Protocol):
@@ -33,6 +34,10 @@ class Placed(Packed, Protocol):
     @property
     def sparse(self) -> bool:
         """Whether two of every four slots are stored."""
+
+    @property
+    def window(self) -> WindowPlan | None:
+        """Of a matrix that lies in the order of one."""
 
 
 class Scratch(Protocol):
@@ -103,7 +108,7 @@ def make_plan(way: Way, columns: int, matrix: Placed, target: Target) -> Plan:
     Raises
     ------
     ValueError
-        If the way is none of a plan's, or its parameters do not fit the matrix.
+        If the way has no plans, or its parameters do not fit the matrix.
     """
     options = dict(way.parameters)
     if way.kind == "spmm":
@@ -111,16 +116,17 @@ def make_plan(way: Way, columns: int, matrix: Placed, target: Target) -> Plan:
         return SpmmProducts.of(matrix, columns, target, chosen)
     if way.kind == "decode":
         return DecodeProducts.of(matrix, columns, target, **options)
-    raise ValueError(f"way must be of a kind that has plans, spmm or decode, got {way.kind!r}")
+    if way.kind == "window" and matrix.window is not None and way == window_way(matrix.window):
+        return WindowProducts.of(matrix.window, target)
+    raise ValueError(f"there is no plan for {way} and this matrix")
 
 
 @dataclass(frozen=True, eq=False)
 class SpmmProducts:
-    """Of many columns, up to ``columns``; token-major ones are transposed on both sides."""
+    """Of many columns; token-major ones are transposed on both sides."""
 
     blocking: Blocking
     schedule: Schedule
-    columns: int
     work_ptr: Any
     work_items: Any
     counters: Any
@@ -135,7 +141,6 @@ class SpmmProducts:
         return cls(
             chosen,
             schedule,
-            columns,
             target.place(schedule.work_ptr),
             target.place(schedule.items),
             _zeros(schedule.counters, target),
@@ -154,13 +159,7 @@ class SpmmProducts:
         **epilogue: Any,
     ) -> list[Launch]:
         """See :class:`Plan`."""
-        read, written = x, out
-        if layout == "tokens":
-            # So wide that each row begins on 16 bytes.
-            n, inputs = x.shape
-            wide = -(-self.columns // 8) * 8
-            read = scratch("x", (inputs, wide), "int16")[:, :n]
-            written = scratch("y", (out.shape[1], wide), "int16")[:, :n]
+        read, written = _by_features(x, out, scratch, layout)
         launch = spmm_launch(
             matrix,
             read,
@@ -176,9 +175,47 @@ class SpmmProducts:
             activation=activation,
             **epilogue,
         )
-        if layout == "features":
-            return [launch]
-        return [to_features(x, read), launch, to_tokens(written, out)]
+        return _transposed(x, out, launch, read, written, layout)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowProducts:
+    """Of any number of columns, by tiles that share a window; transposed as for the SpMM."""
+
+    blocking: WindowBlocking
+    tables: WindowTables
+
+    @classmethod
+    def of(cls, plan: WindowPlan, target: Target) -> WindowProducts:
+        """A plan for products of any number of columns."""
+        return cls(plan.blocking, plan.tables.moved(target.place))
+
+    def launches(
+        self,
+        matrix: Placed,
+        x: Any,
+        out: Any,
+        scratch: Scratch,
+        *,
+        layout: str,
+        keep_order: bool = False,
+        activation: str | None = None,
+        **epilogue: Any,
+    ) -> list[Launch]:
+        """See :class:`Plan`."""
+        read, written = _by_features(x, out, scratch, layout)
+        launch = window_launch(
+            matrix,
+            read,
+            written,
+            blocking=self.blocking,
+            tables=self.tables,
+            bfloat16=matrix.dtype == "bfloat16",
+            keep_order=keep_order,
+            activation=activation,
+            **epilogue,
+        )
+        return _transposed(x, out, launch, read, written, layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +277,27 @@ class DecodeProducts:
             **epilogue,
         )
         return [launch]
+
+
+def _by_features(x: Any, out: Any, scratch: Scratch, layout: str) -> tuple[Any, Any]:
+    """X and Y as a feature-major kernel takes them."""
+    if layout == "features":
+        return x, out
+    n, inputs = x.shape
+    # So wide that each row begins on 16 bytes.
+    wide = max(8, planned_columns(n))
+    return (
+        scratch("x", (inputs, wide), "int16")[:, :n],
+        scratch("y", (out.shape[1], wide), "int16")[:, :n],
+    )
+
+
+def _transposed(
+    x: Any, out: Any, launch: Launch, read: Any, written: Any, layout: str
+) -> list[Launch]:
+    if layout == "features":
+        return [launch]
+    return [to_features(x, read), launch, to_tokens(written, out)]
 
 
 def _workspace(values: int, scratch: Scratch) -> Any:

@@ -82,19 +82,21 @@ def balanced(tile_steps: ArrayLike, n: int, block_n: int, blocks: int) -> Schedu
 
 
 def estimated_longest(tile_steps: ArrayLike, column_blocks: int, blocks: int) -> float:
-    """About :attr:`Schedule.longest` of the :func:`balanced` schedule, without making it.
-
-    Of whole tiles the bound that no assignment beats: a block has k + 1 of the longest k B + 1.
-    """
-    cost = np.sort(np.asarray(tile_steps, dtype=np.int64) + TILE_STEPS)[::-1]
-    items = np.repeat(cost, column_blocks)
-    total = int(items.sum())
-    every = items[::blocks]
-    whole = max(total / blocks, int((every * np.arange(1, len(every) + 1)).max()))
-    lengths = np.maximum(cost - TILE_STEPS, 1)
+    """About :attr:`Schedule.longest` of the :func:`balanced` schedule, without making it."""
+    steps = np.asarray(tile_steps, dtype=np.int64)
+    whole = whole_longest(steps, column_blocks, blocks)
+    lengths = np.maximum(steps, 1)
     share = -(-int(lengths.sum()) * column_blocks // blocks)
     begun = min(share, 1 + -(-share // lengths.mean()))
     return float(min(whole, share + begun * TILE_STEPS + min(begun, 2) * SHARING_STEPS))
+
+
+def whole_longest(tile_steps: NDArray[np.integer], column_blocks: int, blocks: int) -> float:
+    """What no assignment of whole tiles beats: a block has k + 1 of the longest k B + 1."""
+    cost = np.sort(tile_steps.astype(np.int64) + TILE_STEPS)[::-1]
+    items = np.repeat(cost, column_blocks)
+    every = items[::blocks]
+    return float(max(items.sum() / blocks, (every * np.arange(1, len(every) + 1)).max()))
 
 
 def longest_first(tile_steps: NDArray[np.int64], n: int, block_n: int, blocks: int) -> Schedule:
@@ -147,7 +149,9 @@ def equal_shares(tile_steps: NDArray[np.int64], n: int, block_n: int, blocks: in
     items[:, 6] = np.where(is_shared, slot, 0)[owner]
     items[:, 7] = np.where(is_shared, counter, 0)[owner]
     work_ptr = np.searchsorted(borders, np.concatenate([[0], cuts, ends[-1:]]))
-    return Schedule(work_ptr.astype(np.int32), items, int(parts[is_shared].sum()), int(is_shared.sum()))
+    return Schedule(
+        work_ptr.astype(np.int32), items, int(parts[is_shared].sum()), int(is_shared.sum())
+    )
 
 
 def _all_items(tiles: int, n: int, block_n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -155,13 +155,12 @@ def blockings(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> lis
     """
     first = blocking(tile_size, n, sparse=sparse, shared_limit=shared_limit)
     blocks = tile_size // 16
+    divisors = [d for d in range(1, blocks + 1) if blocks % d == 0 and blocks // d <= 4]
     found = [first]
     for block_n in (32, 64, 128, 256):
         if block_n > 32 and block_n // 2 >= n:
             break
-        for warps_m in [d for d in range(1, blocks + 1) if blocks % d == 0 and blocks // d <= 4][
-            :2
-        ]:
+        for warps_m in divisors[:2]:
             warps_n = block_n // 32 if warps_m <= 2 else min(2, block_n // 16)
             for stages in (4, 3, 2):
                 other = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)

@@ -21,7 +21,7 @@ from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking
 
 SCHEMA = 1
 # Whose sources decide what a measurement is worth.
-_KERNELS = ("decode", "spmm", "transpose")
+_KERNELS = ("decode", "spmm", "transpose", "window")
 _BLOCKING = ("block_n", "stages", "warps_m", "warps_n")
 _CUT = ("block_rows", "part_steps")
 
@@ -142,6 +142,8 @@ def _checked(way: Way, matrix: HasTables, n: int) -> Way:
         if way.kind == "decode" and names == _CUT and n <= MAX_COLUMNS:
             if V % values["block_rows"] == 0 and values["block_rows"] % 16 == 0:
                 return way
+        elif way.kind == "window":
+            return way  # that of the matrix is taken, or none
         elif way.kind == "spmm" and names == _BLOCKING:
             blocking = Blocking(V, **values, sparse=matrix.sparse)
             fits = V % (16 * blocking.warps_m) == 0 and blocking.threads <= 1024
