@@ -18,6 +18,7 @@ from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant
 from gyroperm.gpu.spmm import STEP_COLUMNS, Packed, activation_code
+from gyroperm.gpu.tiling import TILE_SIZES
 
 MAX_COLUMNS = 16
 
@@ -91,7 +92,7 @@ class DecodePlan:
         Parameters
         ----------
         tables : IndexTables
-            With tiles of 64 k slots, V a multiple of 16 up to 256.
+            With tiles of 64 k slots, V of 16, 32, 64, 128 or 256 rows.
         sparse : bool
             Whether the values are sparse inside (two of four kept), else dense inside.
         multiprocessors : int
@@ -111,16 +112,16 @@ class DecodePlan:
         if multiprocessors < 1:
             raise ValueError(f"multiprocessors must be at least 1, got {multiprocessors}")
         V = tables.tile_size
-        if V % 16 or not 16 <= V <= 256:
-            raise ValueError(f"tables must have tiles of 16, 32, ... 256 rows, got {V}")
+        if V not in TILE_SIZES:
+            sizes = ", ".join(map(str, TILE_SIZES))
+            raise ValueError(f"tables must have tiles of {sizes} rows, got {V}")
         if (tables.tile_ptr % STEP_COLUMNS).any():
             raise ValueError(f"tables must have a multiple of {STEP_COLUMNS} slots in every tile")
         steps = _steps(tables)
         most = _most_steps(n)
-        if block_rows is not None and (block_rows < 16 or block_rows % 16 or V % block_rows):
-            raise ValueError(
-                f"block_rows must be a multiple of 16 that divides {V}, got {block_rows}"
-            )
+        if block_rows is not None and block_rows not in _block_rows(V):
+            accepted = ", ".join(map(str, _block_rows(V)))
+            raise ValueError(f"block_rows must be one of {accepted}, got {block_rows}")
         if part_steps is not None and not 1 <= part_steps <= most:
             raise ValueError(f"part_steps must lie in 1..{most} for n={n}, got {part_steps}")
         cuts = [
@@ -129,7 +130,7 @@ class DecodePlan:
             if block_rows in (None, cut[0]) and part_steps in (None, cut[1])
         ]
         if not cuts:  # part_steps that leave the parts of a tile uneven
-            rows = [block_rows] if block_rows else _divisors(V)
+            rows = [block_rows] if block_rows else _block_rows(V)
             cuts = [(r, part_steps or most) for r in rows]
         chosen = min(cuts, key=lambda cut: _cost(steps, V, cut, sparse, n, multiprocessors))
         return cls._cut(tables, steps, sparse, n, *chosen)
@@ -187,7 +188,6 @@ class DecodePlan:
         return Variant.of(
             "decode",
             {
-                "TILE_ROWS": self.tables.tile_size,
                 "BLOCK_ROWS": self.block_rows,
                 "K_SLICES": self.slices,
                 "COLUMN_FRAGMENTS": _fragments(n),
@@ -287,6 +287,7 @@ def decode_launch(
         threads=plan.threads,
         shared_bytes=plan.shared_bytes(n),
         arguments={
+            "tile_rows": tables.tile_size,
             "values": matrix.values,
             "metadata": matrix.metadata if plan.sparse else None,
             "columns": matrix.columns,
@@ -330,14 +331,14 @@ def _most_steps(n: int) -> int:
     return _X_BYTES // _step_bytes(n)
 
 
-def _divisors(V: int) -> list[int]:
-    return [rows for rows in range(16, V + 1, 16) if V % rows == 0]
+def _block_rows(V: int) -> list[int]:
+    return [rows for rows in TILE_SIZES if rows <= V]
 
 
 def _cuts(V: int, longest: int, most: int) -> Iterator[tuple[int, int]]:
     """Rows and steps of a block, such that the parts of the longest tile are as even as can be."""
     even = {-(-longest // parts) for parts in range(1, longest + 1)} or {1}
-    for rows in _divisors(V):
+    for rows in _block_rows(V):
         yield from ((rows, steps) for steps in sorted(even) if steps <= most)
 
 

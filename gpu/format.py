@@ -15,7 +15,7 @@ from gyroperm.arrays import to_numpy
 from gyroperm.files import atomic_path
 from gyroperm.gpu.index import IndexTables, fuse
 from gyroperm.gpu.numbers import checked_dtype, from_bits, is_infinite, to_bits
-from gyroperm.gpu.tiling import FRAGMENT_ROWS, MOST_ROWS, STEP, Tiling, is_sparse_inside
+from gyroperm.gpu.tiling import FRAGMENT_ROWS, STEP, TILE_SIZES, Tiling, is_sparse_inside
 from gyroperm.gpu.weights import weight_matrix
 from gyroperm.solution import Solution
 
@@ -94,10 +94,11 @@ class HinmMatrix:
         Parameters
         ----------
         solution : Solution
-            Of any pattern whose ``vec_size`` is a multiple of 16 or None. Tiles of all rows, or
-            of more than 256, are cut into tiles of at most 128 that repeat the columns. A list
-            of matrices is packed as one, its outputs stacked; a convolution as the matrix of its
-            im2col view.
+            Of any pattern whose ``vec_size`` is a multiple of 16 or None. Tiles of other than
+            16, 32, 64, 128 or 256 rows are cut into such ones that repeat the columns: of the
+            largest size that divides ``vec_size``; where that is None or more than 256, of at
+            most 128. A list of matrices is packed as one, its outputs stacked; a convolution as
+            the matrix of its im2col view.
         weights : array of the shape that was solved, or a list of them
             NumPy, torch or CuPy; half precision is packed bit for bit if the dtype is its own.
         dtype : {"float16", "bfloat16"}, optional
@@ -364,11 +365,9 @@ def _checked(name: str, array: Any, dtype: type[np.generic]) -> NDArray[Any]:
 
 def _check_index(index: IndexTables) -> None:
     V = index.tile_size
-    if V % FRAGMENT_ROWS or V > MOST_ROWS:
-        raise ValueError(
-            f"index must have tiles of a multiple of {FRAGMENT_ROWS} rows, at most {MOST_ROWS}, "
-            f"got {V}"
-        )
+    if V not in TILE_SIZES:
+        sizes = ", ".join(map(str, TILE_SIZES))
+        raise ValueError(f"index must have tiles of {sizes} rows, got {V}")
     if (index.tile_ptr % STEP).any():
         raise ValueError(f"tile_ptr of index must hold multiples of {STEP}")
     if (index.row_map >= 0).sum() != index.outputs:

@@ -9,6 +9,7 @@ from gyroperm.gpu.arrays import begins_on_16_bytes, row_stride
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.schedule import Schedule
 from gyroperm.gpu.source import Variant
+from gyroperm.gpu.tiling import TILE_SIZES
 
 STEP_COLUMNS = 64
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
@@ -108,7 +109,7 @@ def blocking(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> Bloc
     Parameters
     ----------
     tile_size : int
-        V, a multiple of 16 from 16 to 256.
+        V: 16, 32, 64, 128 or 256.
     n : int
         Columns of X.
     sparse : bool
@@ -121,10 +122,10 @@ def blocking(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> Bloc
     ValueError
         If V is not such, or not even two stages fit.
     """
-    if tile_size % 16 or not 16 <= tile_size <= 256:
-        raise ValueError(f"tile_size must be a multiple of 16 from 16 to 256, got {tile_size}")
-    blocks = tile_size // 16
-    warps_m = next(d for d in range(1, blocks + 1) if blocks % d == 0 and blocks // d <= 4)
+    if tile_size not in TILE_SIZES:
+        sizes = ", ".join(map(str, TILE_SIZES))
+        raise ValueError(f"tile_size must be one of {sizes}, got {tile_size}")
+    warps_m = max(1, tile_size // 64)
     block_n = 64 if n <= 64 else 128
     warps_n = block_n // 32 if warps_m <= 2 else 2
     for stages in (4, 3, 2):

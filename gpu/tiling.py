@@ -13,9 +13,9 @@ from gyroperm.solution import Solution
 
 #: Slots are padded to multiples of a step, in which the kernels load them.
 STEP = 64
-#: The rows of a tile are a multiple of a fragment's, and no more than a block of threads sums.
 FRAGMENT_ROWS = 16
-MOST_ROWS = 256
+#: The rows that packed tiles may have: few sizes, as there are several kernels for each.
+TILE_SIZES = (16, 32, 64, 128, 256)
 
 # What a tile of too many rows is cut into: X is gathered once for so many.
 _CUT = 128
@@ -44,14 +44,15 @@ class Tiling:
     def of(cls, solution: Solution) -> Tiling:
         """The tiles of a solution.
 
-        Tiles of all rows, or of more than 256, are cut into tiles of 128 or fewer that repeat
-        the columns. Rows that the pattern pruned whole are in tiles without columns.
+        Tiles of another size than :data:`TILE_SIZES` are cut into tiles that repeat the columns:
+        of the largest such size that divides theirs, or, where they have all rows or more than
+        256, of at most 128. Rows that the pattern pruned whole are in tiles without columns.
 
         Raises
         ------
         ValueError
-            If tiles have a number of rows that the kernels do not take, or no single product
-            is behind the solution.
+            If the tiles' rows are no multiple of 16, or no single product is behind the
+            solution.
         """
         tables = IndexTables.from_solution(solution)
         size, is_cut = _tile_rows(solution)
@@ -95,10 +96,11 @@ def _tile_rows(solution: Solution) -> tuple[int, bool]:
             f"vec_size must be a multiple of {FRAGMENT_ROWS}, or None for one tile of all rows, "
             f"to be packed for tensor cores; the solution has vec_size={V}"
         )
-    if V is not None and V <= MOST_ROWS:
-        return V, False
-    rows = solution.tile_rows.shape[1]
-    return min(_CUT, -(-rows // FRAGMENT_ROWS) * FRAGMENT_ROWS), True
+    if V is None or V > TILE_SIZES[-1]:
+        rows = solution.tile_rows.shape[1]
+        return next(size for size in TILE_SIZES if size >= min(rows, _CUT)), True
+    size = max(size for size in TILE_SIZES if V % size == 0)
+    return size, size != V
 
 
 def _cut(rows: NDArray[np.int32], size: int) -> NDArray[np.int32]:

@@ -10,8 +10,8 @@
 //
 // X is feature-major, [C, N], or as it lies in a model, [tokens, C]; so is Y, by its strides.
 //
-// Compile-time: TILE_ROWS V, BLOCK_ROWS, K_SLICES, COLUMN_FRAGMENTS (of 8 columns), SPARSE (two of
-// four kept, else dense inside), X_LAYOUT, WIDE_COLUMNS (ids of 32 bits, else of 16), GYROPERM_BF16.
+// Compile-time: BLOCK_ROWS, K_SLICES, COLUMN_FRAGMENTS (of 8 columns), SPARSE (two of four kept,
+// else dense inside), X_LAYOUT, WIDE_COLUMNS (ids of 32 bits, else of 16), GYROPERM_BF16.
 #include "epilogue.h"
 #include "parts.h"
 
@@ -22,7 +22,6 @@
 constexpr int step_columns = 64;
 constexpr int step_pairs = step_columns / 2;  // of columns: a word of B holds two
 constexpr int row_fragments = BLOCK_ROWS / 16;
-constexpr int tile_fragments = TILE_ROWS / 16;
 constexpr int threads = 32 * row_fragments * K_SLICES;
 constexpr int inner_steps = SPARSE ? 2 : 4;  // matrix products along a step
 constexpr int depth = 8 / inner_steps;       // steps under way: eight loads of 16 bytes a lane
@@ -39,7 +38,7 @@ constexpr int outputs_each = (most_columns * BLOCK_ROWS + threads - 1) / threads
 constexpr int resident_threads = 512;
 constexpr int resident_blocks = threads < resident_threads ? resident_threads / threads : 1;
 
-static_assert(TILE_ROWS % BLOCK_ROWS == 0 && BLOCK_ROWS % 16 == 0, "");
+static_assert(BLOCK_ROWS % 16 == 0, "");
 
 // One range of one block of rows.
 struct Work {
@@ -71,8 +70,8 @@ DEVICE Work scheduled_work(const int* items) {
 }
 
 // Which counter the parts of a block of rows share.
-DEVICE int counter_of(const Work& work) {
-    return work.tile * (TILE_ROWS / BLOCK_ROWS) + work.first_row / BLOCK_ROWS;
+DEVICE int counter_of(const Work& work, int tile_rows) {
+    return work.tile * (tile_rows / BLOCK_ROWS) + work.first_row / BLOCK_ROWS;
 }
 
 // ---- W ------------------------------------------------------------------------------------------
@@ -86,8 +85,11 @@ struct Weights {
 struct Stream {
     const uint4* values;
     const u32* metadata;
+    int tile_lanes;  // of the fragments side by side in a tile
 
-    Stream(const uint4* all_values, const u32* all_metadata, int first_step, int fragment) {
+    Stream(const uint4* all_values, const u32* all_metadata, int first_step, int fragment,
+           int tile_fragments)
+        : tile_lanes(tile_fragments * 32) {
         const long long place = static_cast<long long>(first_step) * tile_fragments;
         values = all_values + (place * inner_steps + fragment) * 32 + lane_index();
         metadata = all_metadata + (place + fragment) * 32 + lane_index();
@@ -95,11 +97,11 @@ struct Stream {
 
     Weights at(int step) const {
         Weights weights;
-        const uint4* from = values + step * (tile_fragments * inner_steps * 32);
+        const uint4* from = values + step * inner_steps * tile_lanes;
 #pragma unroll
         for (int h = 0; h < inner_steps; h++)
-            weights.values[h] = load_once(from + h * tile_fragments * 32);
-        if (SPARSE) weights.metadata = load_once(metadata + step * (tile_fragments * 32));
+            weights.values[h] = load_once(from + h * tile_lanes);
+        if (SPARSE) weights.metadata = load_once(metadata + step * tile_lanes);
         return weights;
     }
 };
@@ -271,10 +273,9 @@ DEVICE float sum_of_slices(u32 partials, int column, int row) {
 
 // Leaves this part's sums in its slot. True for the block that comes last, which then holds the
 // sums over all parts.
-DEVICE bool sums_of_parts(const Work& work, bool scheduled, float* workspace, u32* counters,
-                          u32 scratch, int n, float (&sums)[outputs_each]) {
+DEVICE bool sums_of_parts(const Work& work, bool scheduled, int counter, float* workspace,
+                          u32* counters, u32 scratch, int n, float (&sums)[outputs_each]) {
     constexpr int slot_floats = most_columns * BLOCK_ROWS;
-    const int counter = counter_of(work);
     const int first_slot = scheduled ? block_x() - work.part : counter * work.parts;
     float* mine = workspace + static_cast<long long>(first_slot) * slot_floats + thread_index();
     const int first = thread_index() / BLOCK_ROWS;
@@ -295,7 +296,7 @@ DEVICE bool sums_of_parts(const Work& work, bool scheduled, float* workspace, u3
 }
 
 KERNEL void BOUNDS(threads, resident_blocks)
-decode(const uint4* __restrict__ values, const u32* __restrict__ metadata,
+decode(int tile_rows, const uint4* __restrict__ values, const u32* __restrict__ metadata,
        const void* __restrict__ columns, const int* __restrict__ row_map, int keep_order,
        const int* __restrict__ work_items, int full_tiles, int tile_steps, int part_steps,
        int tile_parts, float* workspace, u32* counters, const u16* __restrict__ x,
@@ -319,14 +320,15 @@ decode(const uint4* __restrict__ values, const u32* __restrict__ metadata,
     barrier();
 
     const int steps = divided_up(most(0, work.steps - slice), K_SLICES);  // of this warp
-    const Stream stream(values, metadata, work.first_step + slice, work.first_row / 16 + fragment);
+    const Stream stream(values, metadata, work.first_step + slice, work.first_row / 16 + fragment,
+                        tile_rows / 16);
     Weights ahead[depth];
 #pragma unroll
     for (int d = 0; d < depth; d++)
         if (d < steps) ahead[d] = stream.at(d * K_SLICES);
 
     const int row = thread_index() % BLOCK_ROWS;
-    const int packed_row = work.tile * TILE_ROWS + work.first_row + row;
+    const int packed_row = work.tile * tile_rows + work.first_row + row;
     const int channel = load(row_map + packed_row);
 
     for (int first = 0; first < gather.items; first += batch * threads) {
@@ -360,8 +362,8 @@ decode(const uint4* __restrict__ values, const u32* __restrict__ metadata,
     for (int i = 0; i < outputs_each; i++)
         if (first_column + i * column_stride < n)
             totals[i] = sum_of_slices(partials, first_column + i * column_stride, row);
-    if (work.parts > 1 && !sums_of_parts(work, work_items != nullptr, workspace, counters, gathered,
-                                         n, totals))
+    if (work.parts > 1 && !sums_of_parts(work, work_items != nullptr, counter_of(work, tile_rows),
+                                         workspace, counters, gathered, n, totals))
         return;
     if (out.row < 0) return;
 #pragma unroll
