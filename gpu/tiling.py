@@ -96,7 +96,7 @@ def _tile_rows(solution: Solution) -> tuple[int, bool]:
             f"vec_size must be a multiple of {FRAGMENT_ROWS}, or None for one tile of all rows, "
             f"to be packed for tensor cores; the solution has vec_size={V}"
         )
-    if V is None or V > TILE_SIZES[-1]:
+    if V is None or TILE_SIZES[-1] < V:
         rows = solution.tile_rows.shape[1]
         return next(size for size in TILE_SIZES if size >= min(rows, _CUT)), True
     size = max(size for size in TILE_SIZES if V % size == 0)

@@ -207,9 +207,7 @@ def test_what_does_not_fit_is_refused():
         launch_of(case, y, activation="tanh")
     with pytest.raises(ValueError, match=r"addend must have y's shape \(64, 8\)"):
         launch_of(case, y, addend=poisoned(64, 9))
-    with pytest.raises(
-        ValueError, match=r"tile_size must be one of 16, 32, 64, 128, 256, got 24"
-    ):
+    with pytest.raises(ValueError, match=r"tile_size must be one of 16, 32, 64, 128, 256, got 24"):
         blocking(24, 8, sparse=True, shared_limit=SHARED)
     with pytest.raises(ValueError, match=r"needs .* bytes of shared memory, the device has 1000"):
         blocking(32, 8, sparse=True, shared_limit=1000)
