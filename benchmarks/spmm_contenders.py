@@ -17,13 +17,13 @@ from gyroperm.gpu import model
 from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan, decode_launch
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.launch import Launch
-from gyroperm.gpu.model import Card
+from gyroperm.gpu.model import Card, Tiles
 from gyroperm.gpu.plans import Target
 from gyroperm.gpu.reorder import reordered
 from gyroperm.gpu.schedule import balanced
 from gyroperm.gpu.spmm import blocking, spmm_launch
 from gyroperm.gpu.window import (
-    WindowBlocking,
+    WindowPlan,
     WindowTables,
     window_blocking,
     window_launch,
@@ -91,13 +91,13 @@ class Planned:
         Of (matrix, x, y): the launch.
     copies : list of DeviceMatrix
         In the order of slots that the kernel reads.
-    predicted : float or None
-        Seconds by the performance model; None for a kernel that it does not know.
+    predicted : float
+        Seconds by the performance model.
     """
 
     launch: Callable[[Any, Any, Any], Launch]
     copies: list[Any]
-    predicted: float | None
+    predicted: float
 
 
 Maker = Callable[["Rotation", int, Target, Card], Planned]
@@ -125,15 +125,7 @@ def _spmm(rotation: Rotation, n: int, target: Target, card: Card, *, block_n: in
         "workspace": _empty(target, schedule.slots * chosen.slot_values),
         "counters": _zeros(target, schedule.counters),
     }
-    predicted = model.spmm(
-        card,
-        chosen,
-        schedule,
-        weight_bytes=host.nbytes,
-        channels=host.shape[1],
-        outputs=host.shape[0],
-        n=n,
-    )
+    predicted = model.spmm(card, chosen, Tiles.of(host), n, aligned=n % 8 == 0)
 
     def launch(matrix: Any, x: Any, y: Any) -> Launch:
         return spmm_launch(
@@ -153,14 +145,7 @@ def _decode(rotation: Rotation, n: int, target: Target, card: Card) -> Planned:
         "workspace": _empty(target, plan.workspace_values),
         "counters": _zeros(target, plan.counters),
     }
-    predicted = model.decode(
-        card,
-        weight_bytes=host.nbytes,
-        channels=host.shape[1],
-        outputs=host.shape[0],
-        n=n,
-        blocks=math.prod(plan.grid),
-    )
+    predicted = model.decode(card, plan, Tiles.of(host), n)
 
     def launch(matrix: Any, x: Any, y: Any) -> Launch:
         return decode_launch(matrix, x, y, plan=plan, bfloat16=host.dtype == "bfloat16", **given)
@@ -174,10 +159,11 @@ def _window(rotation: Rotation, n: int, target: Target, card: Card) -> Planned:
 
     def launch(matrix: Any, x: Any, y: Any) -> Launch:
         return window_launch(
-            matrix, x, y, blocking=windowed.blocking, tables=windowed.tables, bfloat16=bfloat16
+            matrix, x, y, blocking=windowed.plan.blocking, tables=windowed.tables, bfloat16=bfloat16
         )
 
-    return Planned(launch, windowed.copies, None)
+    predicted = model.window(card, windowed.plan, Tiles.of(rotation.host), n, aligned=n % 8 == 0)
+    return Planned(launch, windowed.copies, predicted.seconds)
 
 
 def _empty(target: Target, values: int) -> Any:
@@ -207,7 +193,7 @@ def device_target() -> Target:
 class Windowed:
     """What the kernel with a shared window multiplies with."""
 
-    blocking: WindowBlocking
+    plan: WindowPlan
     tables: WindowTables
     copies: list[Any]
 
@@ -234,7 +220,7 @@ class Rotation:
             )
             plan = window_plan(host, chosen)
             copies = _uploaded(reordered(host, plan.order), len(self.copies))
-            self._windowed = Windowed(chosen, plan.tables.moved(target.place), copies)
+            self._windowed = Windowed(plan, plan.tables.moved(target.place), copies)
         return self._windowed
 
 

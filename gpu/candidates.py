@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gyroperm.gpu import model
-from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan
+from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan, most_steps
 from gyroperm.gpu.model import Card, HasTables, Prediction, Tiles
 from gyroperm.gpu.spmm import Blocking, blockings
 from gyroperm.gpu.window import WindowPlan
@@ -95,7 +95,8 @@ def candidates(
         if tokens:
             predicted = predicted.with_transposes(card, tiles, n)
         found.append(Candidate(window_way(window), predicted))
-    return [*found, Candidate(DENSE, model.dense(card, tiles, n))]
+    dense = model.dense(card, channels=tiles.inputs, outputs=tiles.outputs, n=n)
+    return [*found, Candidate(DENSE, dense)]
 
 
 def window_way(plan: WindowPlan) -> Way:
@@ -105,17 +106,21 @@ def window_way(plan: WindowPlan) -> Way:
 
 
 def _cuts(matrix: HasTables, n: int, card: Card, thorough: bool) -> Iterator[DecodePlan]:
-    def cut(block_rows: int | None) -> DecodePlan:
+    def cut(block_rows: int | None = None, part_steps: int | None = None) -> DecodePlan:
         return DecodePlan.of(
             matrix.index,
             sparse=matrix.sparse,
             multiprocessors=card.multiprocessors,
             n=n,
             block_rows=block_rows,
+            part_steps=part_steps,
         )
 
-    chosen = cut(None)
+    chosen = cut()
     yield chosen
+    longest = int(chosen.tile_steps.max())
+    if chosen.slots and longest <= most_steps(n):
+        yield cut(part_steps=longest)  # whole tiles: no sums to be left and counted
     if thorough:
         V = matrix.index.tile_size
         for rows in (16, 32, 64, 128, 256):

@@ -118,7 +118,7 @@ class DecodePlan:
         if (tables.tile_ptr % STEP_COLUMNS).any():
             raise ValueError(f"tables must have a multiple of {STEP_COLUMNS} slots in every tile")
         steps = _steps(tables)
-        most = _most_steps(n)
+        most = most_steps(n)
         if block_rows is not None and block_rows not in _block_rows(V):
             accepted = ", ".join(map(str, _block_rows(V)))
             raise ValueError(f"block_rows must be one of {accepted}, got {block_rows}")
@@ -327,7 +327,8 @@ def _step_bytes(n: int) -> int:
     return 2 * _fragments(n) * _FRAGMENT_BYTES
 
 
-def _most_steps(n: int) -> int:
+def most_steps(n: int) -> int:
+    """The most steps of a block for n columns of X."""
     return _X_BYTES // _step_bytes(n)
 
 

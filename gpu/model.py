@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from gyroperm.gpu.decode import DecodePlan
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.schedule import TILE_STEPS, estimated_longest, whole_longest
-from gyroperm.gpu.spmm import STEP_COLUMNS, Blocking
+from gyroperm.gpu.spmm import MOST_REGISTERS, STEP_COLUMNS, Blocking
 from gyroperm.gpu.window import WindowPlan
 
 # Products of 16-bit operands summed in float32, of a multiprocessor a clock: the published
@@ -390,23 +390,24 @@ def decode(
     )
 
 
-def dense(card: Card, tiles: Tiles, n: int) -> Prediction:
+def dense(card: Card, *, channels: int, outputs: int, n: int) -> Prediction:
     """The same product by cuBLAS, zeros and all, by whichever of its tiles takes the least."""
-    return min(_dense_products(card, tiles, n), key=lambda prediction: prediction.seconds)
+    found = _dense_products(card, channels, outputs, n)
+    return min(found, key=lambda prediction: prediction.seconds)
 
 
-def _dense_products(card: Card, tiles: Tiles, n: int) -> Iterator[Prediction]:
-    x_bytes, y_bytes = tiles.inputs * n * 2, tiles.outputs * n * 2
+def _dense_products(card: Card, channels: int, outputs: int, n: int) -> Iterator[Prediction]:
+    weights, x_bytes, y_bytes = channels * outputs * 2, channels * n * 2, outputs * n * 2
     sharing = 2 if card.family in _DENSE_PRODUCTS else 1
     for rows, columns in _DENSE_TILES:
-        down, across = -(-tiles.outputs // rows), -(-n // columns)
+        down, across = -(-outputs // rows), -(-n // columns)
         waves = down * across / card.multiprocessors
-        loaded = tiles.dense_bytes * across + x_bytes * down
+        loaded = weights * across + x_bytes * down
         yield Prediction(
-            memory=(tiles.dense_bytes + x_bytes + y_bytes) / card.memory_reached,
+            memory=(weights + x_bytes + y_bytes) / card.memory_reached,
             l2=(loaded / sharing + y_bytes) / card.l2_reached,
             shared=0.0,
-            tensor=tiles.outputs * tiles.inputs * max(n, 16) / (_REACHED * card.dense_products),
+            tensor=outputs * channels * max(n, 16) / (_REACHED * card.dense_products),
             # What does not fill the card once is split along the channels.
             stretch=float(np.ceil(waves) / waves) if waves > 1 else 1.0,
         )
@@ -416,14 +417,8 @@ def resident_blocks(card: Card, blocking: Blocking) -> int:
     """Blocks that a multiprocessor holds at once, at least one."""
     by_shared = card.shared_total // (blocking.shared_bytes + 1024)
     by_threads = card.threads // blocking.threads
-    by_registers = _REGISTERS // (registers_of(blocking) * blocking.threads)
+    by_registers = _REGISTERS // (min(blocking.registers, MOST_REGISTERS) * blocking.threads)
     return max(1, min(by_shared, by_threads, by_registers))
-
-
-def registers_of(blocking: Blocking) -> int:
-    """About how many registers a thread takes: its sums, and as much as was seen beside them."""
-    sums = blocking.tile_size * blocking.block_n // blocking.threads
-    return min(255, sums + 104)
 
 
 def stretch(card: Card, steps: NDArray[np.integer], column_blocks: int, blocks: int) -> float:

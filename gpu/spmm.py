@@ -12,6 +12,8 @@ from gyroperm.gpu.source import Variant
 from gyroperm.gpu.tiling import TILE_SIZES
 
 STEP_COLUMNS = 64
+# Of a thread.
+MOST_REGISTERS = 255
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 
 
@@ -77,6 +79,11 @@ class Blocking:
     def shared_bytes(self) -> int:
         """Shared memory of a block: its stages, or what it writes out."""
         return max(self.stages * self.stage_bytes, self.tile_size * (self.block_n * 2 + 16))
+
+    @property
+    def registers(self) -> int:
+        """About how many registers a thread asks for: its sums, and what was seen beside them."""
+        return self.slot_values // self.threads + 104
 
     @property
     def slot_values(self) -> int:
@@ -155,18 +162,16 @@ def blockings(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> lis
         As :func:`blocking`.
     """
     first = blocking(tile_size, n, sparse=sparse, shared_limit=shared_limit)
-    blocks = tile_size // 16
-    divisors = [d for d in range(1, blocks + 1) if blocks % d == 0 and blocks // d <= 4]
     found = [first]
     for block_n in (32, 64, 128, 256):
         if block_n > 32 and block_n // 2 >= n:
             break
-        for warps_m in divisors[:2]:
-            warps_n = block_n // 32 if warps_m <= 2 else min(2, block_n // 16)
+        for warps_m in [m for m in (first.warps_m, 2 * first.warps_m) if 16 * m <= tile_size]:
+            warps_n = max(1, min(block_n // 32, 8 // warps_m))
             for stages in (4, 3, 2):
                 other = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)
-                sums = other.slot_values // other.threads
-                if other.shared_bytes <= shared_limit and 8 <= sums <= 128 and other != first:
+                fits = other.shared_bytes <= shared_limit and other.registers <= MOST_REGISTERS
+                if fits and other != first:
                     found.append(other)
     return found
 

@@ -5,12 +5,18 @@ import pytest
 import torch
 
 import gyroperm
-from gyroperm.gpu import DeviceMatrix, HinmLinear, HinmMatrix
-from gyroperm.gpu.device import limits
+from gyroperm.gpu import DenseProductWarning, DeviceMatrix, HinmLinear, HinmMatrix
+from gyroperm.gpu.candidates import DENSE, candidates
+from gyroperm.gpu.device import card, driver_version, limits
 from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.tuned import TunedWays
 from gyroperm.pattern import Pattern
 
 pytestmark = pytest.mark.gpu
+
+# cuBLAS may otherwise add parts of a product in 16 bits.
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 PATTERNS = {
@@ -267,3 +273,108 @@ def test_a_layer_that_loads_other_weights_multiplies_with_them():
     assert not torch.equal(layers[0](x), layers[1](x))
     layers[0].load_state_dict(layers[1].state_dict())
     assert torch.equal(layers[0](x), layers[1](x))
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("GYROPERM_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_card_as_the_model_sees_it():
+    found = card(0)
+    assert found.architecture == limits(0).architecture
+    assert found.multiprocessors >= 1 and found.l2_size >= 1 << 20
+    assert 5e8 < found.clock < 5e9 and 1e10 < found.memory_bytes < 1e14
+    assert 48 << 10 <= found.shared_limit < found.shared_total
+
+
+@pytest.mark.parametrize("n", [4, 72])
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+def test_what_was_measured_is_chosen_from_then_on(cupy, cache, n, layout):
+    host = packed("hinm", "bfloat16")
+    matrix = DeviceMatrix.upload(host, window=True)
+    chosen = matrix.tune(n, layout, repeats=5)
+    assert chosen.measured and 0 < chosen.seconds < 1e-2
+    assert len(list(cache.glob("tuned-*.json"))) == 1
+    again = DeviceMatrix.upload(host, window=True)
+    assert again.choice(n, layout) == matrix.choice(n, layout) == chosen
+    assert chosen.why in again.explain(n, layout)
+    numbers = Numbers(host, n)
+    x = cupy.asarray(numbers.x if layout == "features" else np.ascontiguousarray(numbers.x.T))
+    y = again.multiply(x, layout=layout).get()
+    numbers.check(y if layout == "features" else y.T)
+
+
+@pytest.mark.parametrize("n", [5, 40, 200])
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_way_to_compute_a_product_gives_it(cupy, cache, dtype, layout, n):
+    host = packed("hinm", dtype)
+    numbers = Numbers(host, n)
+    x = cupy.asarray(numbers.x if layout == "features" else np.ascontiguousarray(numbers.x.T))
+    found = DeviceMatrix.upload(host, window=True)
+    ways = candidates(found, n, layout, card(0), window=found.window, thorough=True)
+    assert {one.way.kind for one in ways} >= {"spmm", "window", "dense"}
+    for way in (one.way for one in ways):
+        matrix = DeviceMatrix.upload(host, window=True)
+        TunedWays(card(0).name, driver_version()).keep(
+            matrix, n, layout, [(way, 1e-6)], aligned=n % 8 == 0
+        )
+        assert matrix.choice(n, layout).way == way
+        y = matrix.multiply(x, layout=layout).get()
+        numbers.check(y if layout == "features" else y.T)
+
+
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+def test_a_dense_product_says_so_once_and_may_be_forbidden_or_captured(cache, layout):
+    host = packed("hinm", "float16")
+    numbers = Numbers(host, 200)
+    given = numbers.x if layout == "features" else np.ascontiguousarray(numbers.x.T)
+    x = tensor(given, "float16")
+    matrix = DeviceMatrix.upload(host)
+    spmm = next(
+        one.way for one in candidates(matrix, 200, layout, card(0)) if one.way.kind == "spmm"
+    )
+    tuned = TunedWays(card(0).name, driver_version())
+    tuned.keep(matrix, 200, layout, [(DENSE, 1e-6), (spmm, 1e-3)])
+    with pytest.warns(DenseProductWarning, match="allow_dense=False forbids it") as said:
+        for _ in range(3):
+            y = matrix.multiply(x, layout=layout)
+    assert len(said) == 1
+    numbers.check(bits_of(y if layout == "features" else y.T.contiguous()))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = matrix.multiply(x, layout=layout)
+    y.fill_(float("nan"))
+    graph.replay()
+    numbers.check(bits_of(y if layout == "features" else y.T.contiguous()))
+    left = matrix.multiply(x, layout=layout, keep_order=True)
+    left = left if layout == "features" else left.T
+    order = host.index.output_order
+    assert left.shape == (len(order), 200)
+    forbidden = DeviceMatrix.upload(host, allow_dense=False)
+    assert forbidden.choice(200, layout).way == spmm
+    numbers.check(
+        bits_of(
+            forbidden.multiply(x, layout=layout)
+            if layout == "features"
+            else forbidden.multiply(x, layout=layout).T.contiguous()
+        )
+    )
+
+
+def test_a_graph_of_cupys_does_not_hold_dense_products(cupy, cache):
+    matrix = DeviceMatrix.upload(packed("hinm", "float16"))
+    TunedWays(card(0).name, driver_version()).keep(matrix, 72, "features", [(DENSE, 1e-6)])
+    x = cupy.zeros((INPUTS, 72), cupy.uint16)
+    out = cupy.empty((ROWS, 72), cupy.uint16)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with pytest.warns(DenseProductWarning):
+        matrix.multiply(x, out=out)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="allow_dense=False"):
+            matrix.multiply(x, out=out)
+        stream.end_capture()

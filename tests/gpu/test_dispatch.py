@@ -1,0 +1,253 @@
+"""Which way a product is computed, by cards that are made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import gyroperm
+from gyroperm.gpu import Card, HinmMatrix, IndexTables, choose, explain
+from gyroperm.gpu.candidates import DENSE, Way, candidates
+from gyroperm.gpu.device import Limits, card_of
+from gyroperm.gpu.dispatch import DENSE_MARGIN, dense_message
+from gyroperm.gpu.model import Prediction, Tiles
+from gyroperm.gpu.schedule import balanced, estimated_longest
+from gyroperm.gpu.window import window_blocking, window_plan
+from gyroperm.pattern import Pattern
+
+MB, KB = 1 << 20, 1 << 10
+CARDS = {
+    "H200": Card("NVIDIA H200", "90", 132, 1.755e9, 4.8e12, 50 * MB, 232448, 233472),
+    "A100": Card("NVIDIA A100-SXM4-80GB", "80", 108, 1.41e9, 2.04e12, 40 * MB, 166912, 167936),
+    "4090": Card("NVIDIA GeForce RTX 4090", "89", 128, 2.52e9, 1.01e12, 72 * MB, 101376, 102400),
+    "3090": Card("NVIDIA GeForce RTX 3090", "86", 82, 1.695e9, 9.36e11, 6 * MB, 101376, 102400),
+    "B200": Card("NVIDIA B200", "100", 148, 1.85e9, 8e12, 126 * MB, 232448, 233472),
+    "5090": Card("NVIDIA GeForce RTX 5090", "120", 170, 2.41e9, 1.79e12, 96 * MB, 101376, 102400),
+}
+
+
+class Sizes:
+    """A packed matrix without its values; slots of each tile."""
+
+    dtype = "float16"
+
+    def __init__(self, outputs, inputs, V, slots, sparse=True):
+        tiles = -(-outputs // V)
+        slots = np.broadcast_to(slots, tiles)
+        rows = np.full(tiles * V, -1)
+        rows[:outputs] = np.arange(outputs)
+        tile_ptr = np.concatenate([[0], np.cumsum(slots)])
+        columns = np.zeros(tile_ptr[-1], np.int64)
+        self.index = IndexTables(columns, tile_ptr, rows, inputs, outputs)
+        self.sparse = sparse
+
+
+@pytest.fixture(params=CARDS)
+def card(request):
+    return CARDS[request.param]
+
+
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+def test_one_token_through_a_large_matrix_is_decoded(card, layout):
+    choice = choose(Sizes(4096, 14336, 128, 3584), 1, layout, card)
+    assert choice.way.kind == "decode"
+    assert not choice.measured
+    assert "4096 x 14336 by 1 column by decode(" in choice.why
+
+
+def test_many_tokens_through_a_matrix_of_which_an_eighth_is_kept_are_multiplied_sparsely(card):
+    matrix = Sizes(4096, 4096, 128, 1024)
+    for layout in ("features", "tokens"):
+        assert choose(matrix, 4096, layout, card).way.kind == "spmm"
+
+
+def test_many_tokens_through_small_tiles_of_all_columns_are_dense_unless_that_is_forbidden(card):
+    matrix = Sizes(4096, 4096, 32, 4096)
+    assert choose(matrix, 4096, "tokens", card).way == DENSE
+    forbidden = choose(matrix, 4096, "tokens", card, allow_dense=False)
+    assert forbidden.way.kind == "spmm"
+    message = dense_message(matrix, choose(matrix, 4096, "tokens", card).why)
+    assert "33554432 bytes" in message and "allow_dense=False forbids it" in message
+
+
+def test_a_tiny_matrix_is_not_copied_for_nothing(card):
+    matrix = Sizes(128, 128, 32, 64)
+    for n in (1, 16, 64):
+        choice = choose(matrix, n, "features", card)
+        assert choice.way != DENSE
+        assert "bound by latency" in choice.why
+
+
+def test_dense_must_win_by_a_margin(card):
+    for slots in range(256, 4097, 256):
+        matrix = Sizes(4096, 4096, 64, slots)
+        found = candidates(matrix, 2048, "features", card)
+        dense = next(one.prediction.seconds for one in found if one.way == DENSE)
+        sparse = min(one.prediction.seconds for one in found if one.way != DENSE)
+        is_dense = choose(matrix, 2048, "features", card).way == DENSE
+        assert is_dense == (dense * DENSE_MARGIN <= sparse)
+
+
+def test_a_matrix_without_a_column_is_multiplied(card):
+    matrix = Sizes(256, 512, 64, 0)
+    for n in (1, 40, 3000):
+        choice = choose(matrix, n, "tokens", card)
+        assert choice.way != DENSE
+        assert 0 < choice.seconds < 1e-3
+
+
+def seconds(matrix, n, card, layout="features"):
+    return {one.way: one.prediction.seconds for one in candidates(matrix, n, layout, card)}
+
+
+def assert_slower(slower, faster):
+    common = slower.keys() & faster.keys()
+    assert {way.kind for way in common} >= {"spmm", "dense"}
+    assert all(slower[way] >= faster[way] * (1 - 1e-9) for way in common)
+
+
+@pytest.mark.parametrize("n", [48, 512])
+def test_more_is_never_predicted_to_take_less(card, n):
+    matrix = Sizes(2048, 4096, 64, 1024)
+    base = seconds(matrix, n, card)
+    assert_slower(seconds(Sizes(2048, 4096, 64, 1088), n, card), base)
+    assert_slower(seconds(Sizes(2048, 8192, 64, 1024), n, card), base)
+    assert_slower(seconds(Sizes(2048, 70000, 64, 1024), n, card), base)  # ids of 32 bits
+    assert_slower(seconds(Sizes(4096, 4096, 64, 1024), n, card), base)
+    assert_slower(seconds(Sizes(2048, 4096, 64, 1024, sparse=False), n, card), base)
+    assert_slower(seconds(matrix, 2 * n, card), base)
+    assert_slower(seconds(matrix, n, card, "tokens"), base)
+    for slower in (
+        replace(card, clock=card.clock / 2),
+        replace(card, memory_bytes=card.memory_bytes / 2),
+        replace(card, l2_size=card.l2_size // 8),
+    ):
+        assert_slower(seconds(matrix, n, slower), base)
+
+
+def test_decoding_more_columns_or_weights_is_never_predicted_to_take_less(card):
+    def decoded(inputs, slots, n, layout):
+        # Whole tiles, whatever the estimate would cut.
+        way = Way.of("decode", block_rows=16, part_steps=slots // 64)
+        matrix = Sizes(4096, inputs, 64, slots)
+        found = candidates(matrix, n, layout, card, thorough=True)
+        return min(
+            one.prediction.seconds
+            for one in found
+            if one.way.kind == "decode" and one.way.parameters[1] == way.parameters[1]
+        )
+
+    for layout in ("features", "tokens"):
+        assert decoded(4096, 512, 4, layout) >= decoded(4096, 512, 1, layout)
+        assert decoded(4096, 1024, 1, layout) >= decoded(4096, 512, 1, layout)
+        assert decoded(16384, 512, 1, layout) >= decoded(4096, 512, 1, layout)
+
+
+def test_rows_that_do_not_begin_on_16_bytes_cost(card):
+    matrix = Sizes(2048, 4096, 128, 2048)
+    aligned, not_aligned = (
+        choose(matrix, 511, "features", card, aligned=aligned, allow_dense=False).seconds
+        for aligned in (True, False)
+    )
+    assert not_aligned > aligned
+
+
+def test_a_prediction_is_its_slowest_level_as_it_is_spread():
+    prediction = Prediction(memory=3e-6, l2=4e-6, shared=2e-6, tensor=1e-6, stretch=3, fixed=1e-6)
+    assert prediction.seconds == pytest.approx(1e-6 + 4e-6 * 1.5)
+    assert prediction.bound_by == "l2"
+    slow = replace(prediction, shared=2.5e-6)
+    assert (slow.bound_by, slow.seconds) == ("shared", pytest.approx(8.5e-6))
+    assert replace(prediction, fixed=1e-3).bound_by == "latency"
+
+
+def test_the_rates_of_a_card():
+    # 312 and 989 dense TFLOP/s are published, two operations a product.
+    assert 2 * CARDS["A100"].products == pytest.approx(312e12, rel=0.01)
+    h100 = replace(CARDS["H200"], clock=1.83e9)
+    assert 2 * h100.dense_products == pytest.approx(989e12, rel=0.01)
+    # And of GeForce cards 71, 165 and 210 with sums in float32.
+    for name, rate in (("3090", 71e12), ("4090", 165e12), ("5090", 210e12)):
+        assert 2 * CARDS[name].dense_products == pytest.approx(rate, rel=0.02)
+
+
+def test_a_card_by_what_a_driver_tells():
+    told = {
+        "ClockRate": 1980000,
+        "MemoryClockRate": 3201000,
+        "GlobalMemoryBusWidth": 6144,
+        "L2CacheSize": 50 * MB,
+        "MaxSharedMemoryPerMultiprocessor": 233472,
+    }
+    card = card_of("NVIDIA H200", Limits("90", 132, 232448), told)
+    assert card.memory_bytes == pytest.approx(4.9e12, rel=0.01)
+    assert card.clock == pytest.approx(1.78e9, rel=0.01)
+    assert replace(card, clock=1.755e9, memory_bytes=4.8e12) == CARDS["H200"]
+    del told["ClockRate"], told["MemoryClockRate"]
+    quiet = card_of("NVIDIA H200", Limits("90", 132, 232448), told)
+    assert 1e9 < quiet.clock < 3e9 and quiet.memory_bytes > 1e11
+
+
+def test_the_longest_block_is_estimated_as_it_is_scheduled():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        tiles = int(rng.integers(1, 200))
+        steps = rng.integers(0, 60, tiles) if rng.random() < 0.5 else np.full(tiles, 30)
+        n, blocks = int(rng.integers(1, 1500)), int(rng.integers(1, 600))
+        longest = balanced(steps, n, 128, blocks).longest
+        assert 0.8 * longest <= estimated_longest(steps, -(-n // 128), blocks) <= 1.1 * longest
+
+
+def test_bytes_of_the_weights_are_those_of_the_packed_matrix():
+    for pattern in (Pattern.hinm(vec_ratio=0.5, vec_size=32), Pattern.vector_nm(2, 4, 32)):
+        matrix = packed(pattern)
+        assert Tiles.of(matrix).weight_bytes == matrix.nbytes
+
+
+def packed(pattern):
+    weights = np.random.default_rng(1).standard_normal((96, 256))
+    solution = gyroperm.solve(weights, pattern=pattern, method="identity")
+    return HinmMatrix.from_solution(solution, weights)
+
+
+def test_tiles_that_share_a_window_are_a_way_where_it_is_planned():
+    matrix = packed(Pattern.hinm(vec_ratio=0.25, vec_size=16))
+    card = CARDS["A100"]
+    blocking = window_blocking(16, 256, sparse=True, shared_limit=card.shared_limit)
+    plan = window_plan(matrix, blocking)
+    ways = candidates(matrix, 512, "features", card, window=plan)
+    (window,) = [one for one in ways if one.way.kind == "window"]
+    assert dict(window.way.parameters)["slots"] == blocking.slots
+    assert all(one.way.kind != "window" for one in candidates(matrix, 512, "features", card))
+    # A window that brings in every column for each tile again moves more.
+    again = replace(plan, loaded=plan.gathered)
+    (more,) = [
+        one
+        for one in candidates(matrix, 512, "features", card, window=again)
+        if one.way.kind == "window"
+    ]
+    assert plan.loaded < plan.gathered
+    assert more.prediction.l2 > window.prediction.l2
+    assert more.prediction.shared > window.prediction.shared
+
+
+def test_the_table_names_ways_levels_and_the_choice():
+    matrix = Sizes(4096, 4096, 128, 1024)
+    lines = explain(matrix, 16, "tokens", CARDS["H200"]).splitlines()
+    assert "4096 x 4096 by 16 columns (tokens)" in lines[0]
+    assert lines[1].split()[:2] == ["way", "predicted"]
+    kinds = {line.split("(")[0].split()[0] for line in lines[2:-1]}
+    assert kinds == {"decode", "spmm", "dense"}
+    assert lines[-1] == choose(matrix, 16, "tokens", CARDS["H200"]).why
+    predicted = [line.split("  ")[0] for line in lines[2:-1]]
+    assert len(predicted) == len(set(predicted))
+
+
+@pytest.mark.parametrize(
+    ("n", "layout", "message"),
+    [(0, "features", "n must be at least 1, got 0"), (1, "rows", "layout must be one of features")],
+)
+def test_what_cannot_be_chosen_for(n, layout, message):
+    for asked in (choose, explain):
+        with pytest.raises(ValueError, match=message):
+            asked(Sizes(64, 64, 16, 64), n, layout, CARDS["A100"])
