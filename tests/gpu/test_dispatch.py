@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gyroperm
+from doc_pages import run_script
 from gyroperm.gpu import Card, HinmMatrix, IndexTables, choose, explain
 from gyroperm.gpu.candidates import DENSE, Way, candidates
 from gyroperm.gpu.device import Limits, card_of
@@ -251,3 +252,7 @@ def test_what_cannot_be_chosen_for(n, layout, message):
     for asked in (choose, explain):
         with pytest.raises(ValueError, match=message):
             asked(Sizes(64, 64, 16, 64), n, layout, CARDS["A100"])
+
+
+def test_the_code_of_the_page_runs(tmp_path):
+    assert "decode(" in run_script("gpu.md", tmp_path)
