@@ -144,8 +144,9 @@ def equal_shares(tile_steps: NDArray[np.int64], n: int, block_n: int, blocks: in
     items[:, 4] = np.arange(len(borders)) - np.searchsorted(owner, owner)
     items[:, 5] = parts[owner]
     is_shared = parts > 1
-    slot = np.cumsum(np.where(is_shared, parts, 0)) - np.where(is_shared, parts, 0)
-    counter = np.cumsum(is_shared) - is_shared
+    in_slots = np.where(is_shared, parts, 0)
+    slot = np.cumsum(in_slots) - in_slots
+    counter = np.cumsum(is_shared.astype(np.int64)) - 1
     items[:, 6] = np.where(is_shared, slot, 0)[owner]
     items[:, 7] = np.where(is_shared, counter, 0)[owner]
     work_ptr = np.searchsorted(borders, np.concatenate([[0], cuts, ends[-1:]]))

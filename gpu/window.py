@@ -245,9 +245,8 @@ def window_plan(matrix: HinmMatrix, blocking: WindowBlocking) -> WindowPlan:
     units = np.where(empty_slots(matrix), -1, index.columns.astype(np.int64)).reshape(-1, width)
     bounds = index.tile_ptr.astype(np.int64) // width
     by_length = np.argsort(-np.diff(bounds), kind="stable")
-    tiles = np.full(-(-index.tiles // blocking.group) * blocking.group, -1, np.int32)
-    tiles[: index.tiles] = by_length
-    tiles = tiles.reshape(-1, blocking.group)
+    tiles = np.full((-(-index.tiles // blocking.group), blocking.group), -1, np.int32)
+    tiles.reshape(-1)[: index.tiles] = by_length
     with ThreadPoolExecutor(cpu_count()) as pool:
         groups = list(pool.map(lambda group: _plan_group(units, bounds, group, blocking), tiles))
     return _joined(matrix, blocking, bounds, tiles, groups)
