@@ -35,6 +35,7 @@ from gyroperm.report import write_json
 
 SCHEMA = 1
 ROUNDS, QUICK_ROUNDS = 15, 5
+WAYS, QUICK_WAYS = 4, 2
 
 _PACKAGES = ("torch", "cupy-cuda12x", "cupy-cuda13x")
 
@@ -137,10 +138,11 @@ def _reasons(contenders: dict[str, dict[str, Any]]) -> str:
     return "; ".join(absent) or "by a contender that was being timed"
 
 
-def conditions(card: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """What a measurement depends on: the card, its driver, the rounds, and the code."""
+def conditions(card: dict[str, Any], rounds: int, ways: int) -> dict[str, Any]:
+    """What a measurement depends on: the card, its driver, what was asked for, and the code."""
     named = ("name", "cuda_driver", "cuda_runtime", "torch_cuda")
-    return {**{name: card[name] for name in named}, "rounds": rounds, "code": code_digest()}
+    asked = {"rounds": rounds, "ways": ways}
+    return {**{name: card[name] for name in named}, **asked, "code": code_digest()}
 
 
 def code_digest() -> str:
@@ -214,6 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"default: {ROUNDS}; quick: {QUICK_ROUNDS}",
     )
+    parser.add_argument(
+        "--ways",
+        type=lambda text: at_least(1, text),
+        metavar="N",
+        help=f"measure so many ways of each kernel, those that the model predicts to be fastest "
+        f"(default: {WAYS}; quick: {QUICK_WAYS})",
+    )
     parser.add_argument("--fresh", action="store_true", help="begin a new log of cases")
     parser.add_argument("--retry", action="store_true", help="measure again what failed")
     parser.add_argument(
@@ -271,10 +280,11 @@ def _out(arguments: argparse.Namespace) -> Path:
 def _measure(arguments: argparse.Namespace, out: Path) -> int:
     quick = arguments.quick
     rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    ways = arguments.ways or (QUICK_WAYS if quick else WAYS)
     card = spmm_card.describe()
     path = out.with_suffix(".runs.jsonl")
-    log = RunLog(path, conditions(card, rounds), fresh=arguments.fresh)
-    bench = Bench(card, rounds, on_card)
+    log = RunLog(path, conditions(card, rounds, ways), fresh=arguments.fresh)
+    bench = Bench(card, rounds, ways, on_card)
     measured = Measured(bench, log, quick=quick, retry=arguments.retry, is_lost=is_lost)
     print(f"{machine.headline(machine.describe(_PACKAGES))}\n{card['name']}\n", flush=True)
     lost = False

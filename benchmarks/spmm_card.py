@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import asdict, fields
 from typing import Any
 
 from gyroperm.gpu.model import Card
@@ -41,26 +42,16 @@ def require_card() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Device 0: ``name``, ``architecture``, sizes, rates and versions, ready for JSON."""
+    """Device 0, ready for JSON: the fields of :class:`Card`, and versions."""
     import cupy
     import torch
 
-    device = cupy.cuda.Device(0)
-    runtime = cupy.cuda.runtime
-    asked = device.attributes
-    name = runtime.getDeviceProperties(0)["name"]
+    from gyroperm.gpu.device import card, driver_version
+
     return {
-        "name": name.decode() if isinstance(name, bytes) else str(name),
-        "architecture": str(device.compute_capability),
-        "multiprocessors": int(asked["MultiProcessorCount"]),
-        "clock": 1e3 * asked["ClockRate"],
-        # Both edges of the clock.
-        "memory_rate": 2e3 * asked["MemoryClockRate"] * asked["GlobalMemoryBusWidth"] / 8,
-        "l2_size": int(asked["L2CacheSize"]),
-        "shared_limit": int(asked["MaxSharedMemoryPerBlockOptin"]),
-        "shared_total": int(asked["MaxSharedMemoryPerMultiprocessor"]),
-        "cuda_driver": runtime.driverGetVersion(),
-        "cuda_runtime": runtime.runtimeGetVersion(),
+        **asdict(card(0)),
+        "cuda_driver": driver_version(),
+        "cuda_runtime": cupy.cuda.runtime.runtimeGetVersion(),
         "torch_cuda": torch.version.cuda,
         "cusparselt": _cusparselt(torch),
         **_from_smi(),
@@ -69,16 +60,7 @@ def describe() -> dict[str, Any]:
 
 def of_model(card: dict[str, Any]) -> Card:
     """The card as the performance model sees it."""
-    return Card(
-        card["name"],
-        card["architecture"],
-        card["multiprocessors"],
-        card["clock"],
-        card["memory_rate"],
-        card["l2_size"],
-        card["shared_limit"],
-        card["shared_total"],
-    )
+    return Card(**{field.name: card[field.name] for field in fields(Card)})
 
 
 def _cusparselt(torch: Any) -> int | None:

@@ -183,7 +183,9 @@ def steps_of_tiles(structure: Structure, tiles: int, rng: np.random.Generator) -
 def _values(
     rng: np.random.Generator, shape: tuple[int, ...], structure: Structure
 ) -> NDArray[np.uint16]:
-    pool = rng.standard_normal(_DRAWN, dtype=np.float32) / np.float32(structure.inputs**0.5)
+    # Such that Y is about as large as X.
+    kept = structure.inputs * (1 - structure.sparsity)
+    pool = rng.standard_normal(_DRAWN, dtype=np.float32) / np.float32(kept**0.5)
     return _frozen(np.resize(to_bits(pool, structure.dtype), shape))
 
 

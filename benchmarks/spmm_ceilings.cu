@@ -4,24 +4,19 @@
 constexpr int LOADS = 8;  // of a thread, under way at a time
 constexpr int SUMS = 8;   // products of a warp that do not wait for one another
 
-// Read `count` times 16 bytes, `passes` times, past L1; `count` is a multiple of LOADS times the
-// threads. In every pass another block reads a share: each multiprocessor comes to read them all.
+// Read shares of LOADS * 512 times 16 bytes, past L1: each block `visits` of them, so that all are
+// read alike, and by different blocks where there are fewer shares than visits.
 KERNEL void BOUNDS(512, 2)
-    read_all(const uint4* __restrict__ from, u32* __restrict__ out, int count, int passes) {
+    read_all(const uint4* __restrict__ from, u32* __restrict__ out, int shares, int visits) {
     u32 seen = 0;
-    const int all = grid_x() * 512;
-    for (int pass = 0; pass < passes; ++pass) {
-        const int first = (block_x() + pass) % grid_x() * 512 + thread_index();
-        for (int i = first; i < count; i += LOADS * all) {
-            uint4 words[LOADS];
+    for (int visit = 0; visit < visits; ++visit) {
+        const int share = (block_x() + visit * grid_x()) % shares;
+        const uint4* mine = from + static_cast<long long>(share) * LOADS * 512 + thread_index();
+        uint4 words[LOADS];
 #pragma unroll
-            for (int j = 0; j < LOADS; ++j) {
-                words[j] = load_shared_by_blocks(from + i + j * all);
-            }
+        for (int j = 0; j < LOADS; ++j) words[j] = load_shared_by_blocks(mine + j * 512);
 #pragma unroll
-            for (int j = 0; j < LOADS; ++j)
-                seen ^= words[j].x ^ words[j].y ^ words[j].z ^ words[j].w;
-        }
+        for (int j = 0; j < LOADS; ++j) seen ^= words[j].x ^ words[j].y ^ words[j].z ^ words[j].w;
     }
     store(out + block_x() * 512 + thread_index(), seen);
 }

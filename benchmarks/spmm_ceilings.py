@@ -107,20 +107,20 @@ def _copy(size: int) -> Contender:
 def _read(ceiling: str, size: int, card: dict[str, Any]) -> Contender:
 
     blocks = 2 * card["multiprocessors"]
-    share = LOADS * blocks * READ_THREADS
-    count = max(share, size // 16 // share * share)
-    passes = max(1, -(-COPIED // (16 * count)))
-    source = words(4 * count)
+    share = 16 * LOADS * READ_THREADS
+    visits = COPIED // (share * blocks)
+    shares = min(size // share, visits * blocks)
+    source = words(shares * share // 4)
     out = empty(blocks * READ_THREADS, dtype="int32")
-    arguments = (source, out, np.int32(count), np.int32(passes))
+    arguments = (source, out, np.int32(shares), np.int32(visits))
     kernel = _kernel("read_all", card["architecture"])
     return Contender(
-        f"{16 * count / 2**20:.0f} MiB read from {'L2' if ceiling == 'l2' else ceiling}",
+        f"{size >> 20} MiB read from {'L2' if ceiling == 'l2' else ceiling}",
         [_launched(kernel, blocks, READ_THREADS, arguments)],
         amounts={
             # What is read alone is no copy: a ceiling of its own.
             "ceiling": "l2" if ceiling == "l2" else "memory read",
-            "amount": 16 * count * passes,
+            "amount": share * blocks * visits,
             "unit": "bytes",
         },
     )

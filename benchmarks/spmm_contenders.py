@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,27 +13,20 @@ from benchmarks.spmm_cases import Sample
 from benchmarks.spmm_tensors import bits, empty, normal
 from benchmarks.spmm_timing import FAILURES, Contender, WrongResultError
 from gyroperm.gpu import model
-from gyroperm.gpu.decode import MAX_COLUMNS, DecodePlan, decode_launch
+from gyroperm.gpu.candidates import Candidate, candidates
+from gyroperm.gpu.dispatch import choose
 from gyroperm.gpu.format import HinmMatrix
-from gyroperm.gpu.launch import Launch
-from gyroperm.gpu.model import Card, Tiles
-from gyroperm.gpu.plans import Target
-from gyroperm.gpu.reorder import reordered
-from gyroperm.gpu.schedule import balanced
-from gyroperm.gpu.spmm import blocking, spmm_launch
-from gyroperm.gpu.window import (
-    WindowPlan,
-    WindowTables,
-    window_blocking,
-    window_launch,
-    window_plan,
-)
+from gyroperm.gpu.model import Card
+from gyroperm.gpu.plans import Plan, Target, make_plan, planned_columns
 
 #: What the dispatcher takes for a product; the label of that contender.
 CHOSEN = "gyroperm"
 #: cuBLAS for ``X W^T`` as a linear layer has it, and for feature-major ``W X``.
 DENSE = ("cublas", "cublas features")
 CUSPARSELT = "cusparselt"
+
+# Tiles of more rows gain little by a window of X that they share.
+_WINDOW_ROWS = 64
 
 # All that a sweep over the copies touches is so many times L2.
 _TIMES_L2 = 3
@@ -81,99 +73,6 @@ def dense_amounts(outputs: int, inputs: int, n: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """A kernel with what it needs for products with a matrix.
-
-    Parameters
-    ----------
-    launch : callable
-        Of (matrix, x, y): the launch.
-    copies : list of DeviceMatrix
-        In the order of slots that the kernel reads.
-    predicted : float
-        Seconds by the performance model.
-    """
-
-    launch: Callable[[Any, Any, Any], Launch]
-    copies: list[Any]
-    predicted: float
-
-
-Maker = Callable[["Rotation", int, Target, Card], Planned]
-
-
-def candidates(n: int) -> dict[str, Maker]:
-    """What plans the kernels that can multiply with N columns, in every blocking of use."""
-    found: dict[str, Maker] = {
-        f"spmm {block_n}": partial(_spmm, block_n=block_n)
-        for block_n in ((64,) if n <= 64 else (64, 128))
-    }
-    return found | ({"decode": _decode} if n <= MAX_COLUMNS else {"window": _window})
-
-
-def _spmm(rotation: Rotation, n: int, target: Target, card: Card, *, block_n: int) -> Planned:
-    host = rotation.host
-    chosen = blocking(host.tile_size, block_n, sparse=host.sparse, shared_limit=target.shared_bytes)
-    bfloat16 = host.dtype == "bfloat16"
-    variant = chosen.variant(bfloat16=bfloat16, aligned=n % 8 == 0)
-    blocks = target.resident(variant, chosen.threads, chosen.shared_bytes)
-    schedule = balanced(host.tile_steps, n, chosen.block_n, blocks)
-    given = {
-        "work_ptr": target.place(schedule.work_ptr),
-        "work_items": target.place(schedule.items),
-        "workspace": _empty(target, schedule.slots * chosen.slot_values),
-        "counters": _zeros(target, schedule.counters),
-    }
-    predicted = model.spmm(card, chosen, Tiles.of(host), n, aligned=n % 8 == 0)
-
-    def launch(matrix: Any, x: Any, y: Any) -> Launch:
-        return spmm_launch(
-            matrix, x, y, blocking=chosen, bfloat16=bfloat16, schedule=schedule, **given
-        )
-
-    return Planned(launch, rotation.copies, predicted.seconds)
-
-
-def _decode(rotation: Rotation, n: int, target: Target, card: Card) -> Planned:
-    host = rotation.host
-    plan = DecodePlan.of(
-        host.index, sparse=host.sparse, multiprocessors=target.multiprocessors, n=n
-    )
-    given = {
-        "work_items": None if plan.work_items is None else target.place(plan.work_items),
-        "workspace": _empty(target, plan.workspace_values),
-        "counters": _zeros(target, plan.counters),
-    }
-    predicted = model.decode(card, plan, Tiles.of(host), n)
-
-    def launch(matrix: Any, x: Any, y: Any) -> Launch:
-        return decode_launch(matrix, x, y, plan=plan, bfloat16=host.dtype == "bfloat16", **given)
-
-    return Planned(launch, rotation.copies, predicted.seconds)
-
-
-def _window(rotation: Rotation, n: int, target: Target, card: Card) -> Planned:
-    windowed = rotation.windowed(target)
-    bfloat16 = rotation.host.dtype == "bfloat16"
-
-    def launch(matrix: Any, x: Any, y: Any) -> Launch:
-        return window_launch(
-            matrix, x, y, blocking=windowed.plan.blocking, tables=windowed.tables, bfloat16=bfloat16
-        )
-
-    predicted = model.window(card, windowed.plan, Tiles.of(rotation.host), n, aligned=n % 8 == 0)
-    return Planned(launch, windowed.copies, predicted.seconds)
-
-
-def _empty(target: Target, values: int) -> Any:
-    return target.place(np.zeros(values, np.float32)) if values else None
-
-
-def _zeros(target: Target, count: int) -> Any:
-    return target.place(np.zeros(count, np.uint32)) if count else None
-
-
 def device_target() -> Target:
     """Plans for CUDA device 0."""
     import cupy
@@ -190,44 +89,26 @@ def device_target() -> Target:
 
 
 @dataclass(frozen=True, eq=False)
-class Windowed:
-    """What the kernel with a shared window multiplies with."""
-
-    plan: WindowPlan
-    tables: WindowTables
-    copies: list[Any]
-
-
-@dataclass(eq=False)
 class Rotation:
-    """A packed matrix on the card, as often as it takes for L2 to hold none of the copies."""
+    """A packed matrix on the card, as often as it takes for L2 to hold none of the copies.
+
+    Products are never dense ones. Tiles of few rows are uploaded with a window, for every kernel
+    alike.
+    """
 
     host: HinmMatrix
     copies: list[Any]
-    _windowed: Windowed | None = None
 
     @classmethod
     def of(cls, host: HinmMatrix, count: int) -> Rotation:
         """Upload it once and copy it there; each copy makes its own plans."""
-        return cls(host, _uploaded(host, count))
-
-    def windowed(self, target: Target) -> Windowed:
-        """As many copies in the order of a window's plan, which is made once."""
-        if self._windowed is None:
-            host = self.host
-            chosen = window_blocking(
-                host.tile_size, host.shape[1], sparse=host.sparse, shared_limit=target.shared_bytes
-            )
-            plan = window_plan(host, chosen)
-            copies = _uploaded(reordered(host, plan.order), len(self.copies))
-            self._windowed = Windowed(plan, plan.tables.moved(target.place), copies)
-        return self._windowed
+        return cls(host, _uploaded(host, count, window=host.tile_size <= _WINDOW_ROWS))
 
 
-def _uploaded(host: HinmMatrix, count: int) -> list[Any]:
+def _uploaded(host: HinmMatrix, count: int, *, window: bool) -> list[Any]:
     from gyroperm.gpu import DeviceMatrix
 
-    first = DeviceMatrix.upload(host)
+    first = DeviceMatrix.upload(host, allow_dense=False, window=window)
     arrays = ("values", "metadata", "columns", "row_map")
     others = [
         replace(first, **{name: getattr(first, name).copy() for name in arrays})
@@ -236,27 +117,49 @@ def _uploaded(host: HinmMatrix, count: int) -> list[Any]:
     return [first, *others]
 
 
-def product_contenders(rotation: Rotation, n: int, card: Card, prefix: str = "") -> list[Contender]:
-    """The dispatcher's choice, then every kernel, for feature-major X; checked by a sample."""
-    host = rotation.host
+def likely(first: Any, n: int, card: Card, most: int) -> list[Candidate]:
+    """What the dispatcher chooses from, but for a dense product: of each kernel the first few.
+
+    Those of which the model predicts least time, ``most`` of a kernel.
+    """
+    found = candidates(first, n, "features", card, window=first.window, aligned=n % 8 == 0)
+    found.sort(key=lambda one: one.prediction.seconds)
+    kinds = ("decode", "spmm", "window")
+    return [one for kind in kinds for one in [c for c in found if c.way.kind == kind][:most]]
+
+
+def product_contenders(
+    rotation: Rotation, n: int, card: Card, ways: int, prefix: str = ""
+) -> list[Contender]:
+    """The dispatcher's choice, then so many ways of each kernel, for feature-major X.
+
+    The first says which ``way`` it is, and which is ``dispatched`` where a product may be dense.
+    """
+    host, first = rotation.host, rotation.copies[0]
     x = normal(host.shape[1], n, dtype=host.dtype)
     y = empty(host.shape[0], n, dtype=host.dtype)
     sample = Sample.of(host, bits(x))
     of_all = amounts(host, n)
-    count = copies(card.l2_size, host.nbytes, activation_bytes(host, n))
-    calls = [_multiply(matrix, x, y) for matrix in rotation.copies[:count]]
-    found = [Contender(prefix + CHOSEN, calls, checked(calls[-1], y, sample, host), of_all)]
+    used = rotation.copies[: copies(card.l2_size, host.nbytes, activation_bytes(host, n))]
+    calls = [_multiply(matrix, x, y) for matrix in used]
+    said = {
+        "way": str(first.choice(n).way),
+        "dispatched": str(choose(first, n, "features", card, window=first.window).way),
+    }
+    check = checked(calls[-1], y, sample, host)
+    found = [Contender(prefix + CHOSEN, calls, check, {**of_all, **said})]
     target = device_target()
-    for label, plan in candidates(n).items():
+    for one in likely(first, n, card, ways):
+        label = f"{prefix}{one.way}"
         try:
-            planned = plan(rotation, n, target, card)
-            calls = [_launch(planned.launch, matrix, x, y) for matrix in planned.copies[:count]]
+            plan = make_plan(one.way, planned_columns(n), first, target)
+            calls = [_launches(plan, matrix, x, y, target) for matrix in used]
         except FAILURES as error:
-            found.append(failed(prefix + label, error))
+            found.append(failed(label, error))
             continue
         check = checked(calls[-1], y, sample, host)
-        predicted = {"predicted": planned.predicted}
-        found.append(Contender(prefix + label, calls, check, {**of_all, **predicted}))
+        predicted = {"predicted": one.prediction.seconds}
+        found.append(Contender(label, calls, check, {**of_all, **predicted}))
     return found
 
 
@@ -273,11 +176,20 @@ def _multiply(matrix: Any, x: Any, y: Any) -> Callable[[], Any]:
     return lambda: matrix.multiply(x, out=y)
 
 
-def _launch(make: Callable[..., Launch], matrix: Any, x: Any, y: Any) -> Callable[[], None]:
+def _launches(plan: Plan, matrix: Any, x: Any, y: Any, target: Target) -> Callable[[], None]:
     from gyroperm.gpu.device import as_cupy, current_stream, run
 
-    launch = make(matrix, as_cupy(x), as_cupy(y))
-    return lambda: run(launch, current_stream(x))
+    def scratch(name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        return target.place(np.zeros(shape, dtype))
+
+    launches = plan.launches(matrix, as_cupy(x), as_cupy(y), scratch, layout="features")
+
+    def call() -> None:
+        stream = current_stream(x)
+        for launch in launches:
+            run(launch, stream)
+
+    return call
 
 
 def checked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,6 +131,12 @@ def of_ceiling(one: dict[str, Any], limits: dict[str, float]) -> tuple[str, floa
     return name, known[name]
 
 
+def short(way: str | None) -> str:
+    """A way by its kernel and what it is mostly cut by."""
+    cut = re.search(r"block_(?:n|rows)=(\d+)", way or "")
+    return f"{(way or '').split('(')[0]} {cut[1]}" if cut else way or _MISSING
+
+
 def _products(cases: Sequence[Entry], pattern: str, name: str, limits: dict[str, float]) -> str:
     rows = []
     for case in _in(cases, "products"):
@@ -149,13 +156,14 @@ def _products(cases: Sequence[Entry], pattern: str, name: str, limits: dict[str,
                 _micros(contenders, CHOSEN),
                 _ratio(contenders, DENSE, [CHOSEN]),
                 _ratio(contenders, [CUSPARSELT], [CHOSEN]),
-                f"{kernel or _MISSING}, {_micros(contenders, kernel)}",
+                short(contenders.get(CHOSEN, {}).get("way")),
+                f"{short(kernel)}, {_micros(contenders, kernel)}",
                 _MISSING if predicted is None else f"{1e6 * predicted:.1f}",
                 _MISSING if nearest is None else f"{100 * nearest[1]:.0f} % of {nearest[0]}",
             ]
         )
     headers = ["R x C", "sparsity", "V", "N", "cuBLAS, us", "gyroperm, us", "cuBLAS / gyroperm"]
-    headers += ["cuSPARSELt / gyroperm", "fastest kernel, us", "predicted, us", "of ceiling"]
+    headers += ["cuSPARSELt / gyroperm", "way", "fastest way, us", "predicted, us", "of ceiling"]
     return markdown(f"Products, {name}", headers, rows)
 
 

@@ -40,11 +40,14 @@ class Bench:
     card : dict
         From :func:`benchmarks.spmm_card.describe`.
     rounds : int
+    ways : int
+        How many ways of each kernel are measured, those that are predicted to be the fastest.
     sampler : callable
     """
 
     card: dict[str, Any]
     rounds: int
+    ways: int
     sampler: Sampler
     _rotations: dict[Structure, Rotation] = field(default_factory=dict)
 
@@ -103,7 +106,7 @@ def products(*, quick: bool) -> Iterator[Item]:
     def measured(bench: Bench, case: Case) -> dict[str, dict[str, Any]]:
         structure, n, card = case.structure, case.n, of_model(bench.card)
         dense = dense_contenders(structure.outputs, structure.inputs, n, structure.dtype, card)
-        ours = product_contenders(bench.rotation(structure), n, card)
+        ours = product_contenders(bench.rotation(structure), n, card, bench.ways)
         return bench.measured(dense + ours)
 
     for case in product_cases(quick=quick):
@@ -141,7 +144,8 @@ def tvw(*, quick: bool) -> Iterator[Item]:
         card = of_model(bench.card)
         contenders: list[Contender] = []
         for prefix, structure in (("ragged ", case.structure), ("even ", even(case.structure))):
-            contenders += product_contenders(bench.rotation(structure), case.n, card, prefix)
+            rotation = bench.rotation(structure)
+            contenders += product_contenders(rotation, case.n, card, 1, prefix)
         return bench.measured(contenders)
 
     for case in tvw_cases(quick=quick):

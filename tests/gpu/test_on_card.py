@@ -5,10 +5,15 @@ import pytest
 import torch
 
 import gyroperm
-from gyroperm.gpu import DenseProductWarning, DeviceMatrix, HinmLinear, HinmMatrix
+from gpu_cases import activated
+from gyroperm.gpu import DenseProductWarning, DeviceMatrix, HinmLinear, HinmMatrix, fuse
 from gyroperm.gpu.candidates import DENSE, candidates
-from gyroperm.gpu.device import card, driver_version, limits
+from gyroperm.gpu.device import as_cupy, card, driver_version, limits, resident_blocks, run
+from gyroperm.gpu.fusion import fusion
 from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.permute import permute, rms_norm, rms_norm_to_features
+from gyroperm.gpu.plans import Target, make_plan, planned_columns
+from gyroperm.gpu.transpose import to_features, to_tokens
 from gyroperm.gpu.tuned import TunedWays
 from gyroperm.pattern import Pattern
 
@@ -59,17 +64,19 @@ class Numbers:
     def exact(self, bits):
         return from_bits(bits, self.dtype).astype(np.float64)
 
-    def check(self, y, *, bias=False, relu=False, combined=False):
+    def check(self, y, *, bias=False, activation=None, combined=False):
         x = self.exact(self.x)
         expected = self.matrix.matmul_reference(x)
         sums = np.abs(self.matrix.to_dense()).astype(np.float64) @ np.abs(x)
         if bias:
             expected += self.exact(self.bias)[:, None]
             sums += np.abs(self.exact(self.bias))[:, None]
-        if relu:
-            expected = np.maximum(expected, 0)
+        expected = activated(expected, activation)
         half = HALF_ULP[self.dtype]
         bound = half * np.abs(expected) + 2.0**-20 * sums
+        if activation in ("gelu", "silu"):
+            # Their slope is at most 1.13, their exponentials and error functions approximate.
+            bound += 2.0**-19 * (sums + 1)
         if combined:
             # The sum is rounded once before it is multiplied, and once after.
             factor = self.exact(self.factor)
@@ -101,7 +108,7 @@ def test_products_of_cupy_arrays(cupy, pattern, dtype):
         assert matrix.multiply(x, out=out) is out
         numbers.check(out.get())
         y = matrix.multiply(x, bias=bias, activation="relu", factor=factor, addend=addend)
-        numbers.check(y.get(), bias=True, relu=True, combined=True)
+        numbers.check(y.get(), bias=True, activation="relu", combined=True)
         y = matrix.multiply(cupy.ascontiguousarray(x.T), bias=bias, layout="tokens")
         numbers.check(y.get().T, bias=True)
 
@@ -378,3 +385,193 @@ def test_a_graph_of_cupys_does_not_hold_dense_products(cupy, cache):
         with pytest.raises(RuntimeError, match="allow_dense=False"):
             matrix.multiply(x, out=out)
         stream.end_capture()
+
+
+TILE_SIZES = (16, 32, 64, 128, 256)
+
+
+def of_tiles(tile_size, dense_inside, dtype):
+    """Tiles of different lengths and pruned rows, or dense inside; none fills the last tile."""
+    rows, inputs = 2 * tile_size + 5, 456
+    pattern = (
+        Pattern.vector_nm(2, 4, tile_size)
+        if dense_inside
+        else Pattern.tvw(vec_ratio=0.5, vec_size=tile_size, row_ratio=0.2)
+    )
+    weights = np.random.default_rng(tile_size).standard_normal((rows, inputs))
+    solution = gyroperm.solve(weights, pattern=pattern, method="random", seed=1)
+    return HinmMatrix.from_solution(solution, weights, dtype)
+
+
+@pytest.fixture(scope="module")
+def target(cupy):
+    of_device = limits(0)
+    return Target(
+        of_device.multiprocessors,
+        of_device.shared_bytes,
+        lambda variant, threads, shared: resident_blocks(variant, threads, shared, 0),
+        cupy.asarray,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dense_inside", [False, True], ids=["two of four", "dense inside"])
+@pytest.mark.parametrize("tile_size", TILE_SIZES)
+@pytest.mark.parametrize("kind", ["spmm", "decode", "window"])
+def test_tiles_of_any_size_by_every_kernel(cupy, target, kind, tile_size, dense_inside, dtype):
+    host = of_tiles(tile_size, dense_inside, dtype)
+    matrix = DeviceMatrix.upload(host, window=kind == "window")
+    for n in COLUMNS:
+        numbers = Numbers(host, n)
+        ways = [
+            one.way
+            for one in candidates(matrix, n, "features", card(0), window=matrix.window)
+            if one.way.kind == kind
+        ]
+        assert ways or (kind == "decode" and n > 16)
+        for layout in ("features", "tokens") if ways else ():
+            given = numbers.x if layout == "features" else np.ascontiguousarray(numbers.x.T)
+            shape = (host.shape[0], n) if layout == "features" else (n, host.shape[0])
+            plan = make_plan(ways[0], planned_columns(n), matrix, target)
+            # Twice: counters are left as they were found.
+            for _ in range(2):
+                out = cupy.full(shape, 0xFFFF, cupy.uint16)
+                launches = plan.launches(
+                    matrix,
+                    cupy.asarray(given),
+                    out,
+                    lambda name, shape, dtype: cupy.full(shape, -1, dtype),
+                    layout=layout,
+                    bias=cupy.asarray(numbers.bias),
+                )
+                for launch in launches:
+                    run(launch)
+                y = out.get()
+                numbers.check(y if layout == "features" else y.T, bias=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("n", [1, 8, 9, 17, 64, 200])
+def test_what_a_product_is_combined_with(cupy, n, activation, dtype):
+    host = packed("tvw", dtype)
+    matrix = DeviceMatrix.upload(host, allow_dense=False)
+    numbers = Numbers(host, n)
+    x, bias, factor, addend = map(
+        cupy.asarray, (numbers.x, numbers.bias, numbers.factor, numbers.addend)
+    )
+    y = matrix.multiply(x, activation=activation)
+    numbers.check(y.get(), activation=activation)
+    y = matrix.multiply(x, bias=bias, activation=activation, factor=factor, addend=addend)
+    numbers.check(y.get(), bias=True, activation=activation, combined=True)
+    tokens = matrix.multiply(
+        cupy.ascontiguousarray(x.T), bias=bias, activation=activation, layout="tokens"
+    )
+    numbers.check(tokens.get().T, bias=True, activation=activation)
+
+
+@pytest.mark.parametrize("n", [8, 72])
+def test_tensors_are_read_and_written_where_they_are(n):
+    host = packed("hinm", "bfloat16")
+    matrix = DeviceMatrix.upload(host, allow_dense=False)
+    numbers = Numbers(host, n)
+    # Columns of a wider tensor, whose other columns nothing may touch.
+    wide = torch.full((INPUTS, n + 8), float("nan"), dtype=torch.bfloat16, device="cuda")
+    x = wide[:, :n]
+    x.copy_(tensor(numbers.x, "bfloat16"))
+    rest = torch.full((ROWS, n + 8), 7.0, dtype=torch.bfloat16, device="cuda")
+    out = rest[:, :n]
+    assert as_cupy(x).data.ptr == x.data_ptr() and as_cupy(out).data.ptr == out.data_ptr()
+    assert matrix.multiply(x, out=out).data_ptr() == rest.data_ptr()
+    numbers.check(bits_of(out.contiguous()))
+    assert (rest[:, n:] == 7).all() and wide[:, n:].isnan().all()
+
+
+@pytest.mark.parametrize("wide", [np.uint16, np.int32])
+@pytest.mark.parametrize("n", COLUMNS)
+def test_transposes_through_a_table(cupy, n, wide):
+    rng = np.random.default_rng(n)
+    for channels in (8, 65, 330):
+        tokens = rng.integers(0, 1 << 16, (n, channels)).astype(np.uint16)
+        order = rng.permutation(channels).astype(wide)
+        positions = cupy.asarray(order)
+        # Rows that begin on 16 bytes, and rows that do not.
+        for stride in (n, -(-n // 8) * 8):
+            features = cupy.full((channels, stride), 0xABCD, cupy.uint16)
+            run(to_features(cupy.asarray(tokens), features, positions))
+            assert np.array_equal(features.get()[order, :n], tokens.T)
+            assert (features.get()[:, n:] == 0xABCD).all()
+            back = cupy.zeros((n, channels), cupy.uint16)
+            run(to_tokens(features, back, positions))
+            assert np.array_equal(back.get(), tokens)
+            run(to_tokens(features, back))
+            assert np.array_equal(back.get().T, features.get()[:, :n])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("channels", [8, 330, 4096, 8200])
+def test_channels_in_another_order_alone_and_normalised(cupy, channels, dtype):
+    rng = np.random.default_rng(channels)
+    weight = to_bits(rng.standard_normal(channels), dtype)
+    order = rng.permutation(channels).astype(np.int32)
+    for count in (1, 9, 65, 1100):
+        tokens = to_bits(rng.standard_normal((count, channels)), dtype)
+        given, scale, table = map(cupy.asarray, (tokens, weight, order))
+        out = cupy.zeros((count, channels), cupy.uint16)
+        run(permute(given, table, out))
+        assert np.array_equal(out.get(), tokens[:, order])
+        x = from_bits(tokens, dtype).astype(np.float64)
+        expected = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5)
+        expected = (expected * from_bits(weight, dtype))[:, order]
+        # Rounded before and after the multiplication; least, that of the smallest numbers.
+        bound = 2.05 * HALF_ULP[dtype] * np.abs(expected) + 2.0**-22
+        normal = {"epsilon": 1e-5, "dtype": dtype, "order": table}
+        run(rms_norm(given, scale, out, **normal))
+        assert (np.abs(from_bits(out.get(), dtype) - expected) <= bound).all()
+        features = cupy.full((channels, count), 0xFFFF, cupy.uint16)
+        run(rms_norm_to_features(given, scale, features, **normal))
+        assert np.array_equal(features.get().T, out.get())
+
+
+@pytest.mark.parametrize("n", [8, 72])
+def test_a_consumer_fused_to_its_producer(cupy, n):
+    first = packed("tvw", "float16", 300, INPUTS)
+    second = packed("hinm", "float16", 200, 300)
+    numbers = Numbers(first, n)
+    order = first.index.output_order
+    assert (order < 0).any() and (np.diff(order) != 1).any()
+    producer, plain, fused = (
+        DeviceMatrix.upload(host, allow_dense=False)
+        for host in (first, second, second.fused(order))
+    )
+    x = cupy.asarray(numbers.x)
+    expected = plain.multiply(producer.multiply(x, activation="relu"))
+    left = cupy.full((len(order), n), 0xFFFF, cupy.uint16)
+    producer.multiply(x, activation="relu", keep_order=True, out=left)
+    assert bool((fused.multiply(left) == expected).all())
+    # The same tables, composed on the device.
+    position_of = cupy.zeros(300, cupy.uint16)
+    tables = cupy.zeros(len(second.columns), cupy.uint16)
+    columns = cupy.asarray(second.columns)
+    for launch in fusion(cupy.asarray(order), position_of, [(columns, tables)]):
+        run(launch)
+    assert np.array_equal(tables.get(), fuse(second.index, order).columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 16, 72])
+def test_a_layer_in_a_graph(tokens, dtype):
+    host = packed("hinm", str(dtype).removeprefix("torch."))
+    layer = HinmLinear.from_matrix(host, device=torch.device("cuda"))
+    x = torch.randn(tokens, INPUTS, device="cuda").to(dtype)
+    with torch.inference_mode():
+        expected = layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        for _ in range(3):
+            y.fill_(float("nan"))
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(y, expected)
