@@ -92,10 +92,10 @@ def test_a_matrix_made_at_random_is_packed_as_any_other(structure):
     assert matrix.shape == (structure.outputs, structure.inputs)
     assert (matrix.sparse, matrix.dtype) == (structure.sparse, structure.dtype)
     if structure.pattern != "tvw":
-        assert matrix.density == pytest.approx(1 - structure.sparsity, abs=1e-3)
+        assert (dense != 0).mean() == pytest.approx(1 - structure.sparsity, abs=1e-3)
     rows = matrix.row_map[matrix.row_map >= 0]
     columns = [
-        matrix.columns[a:b]
+        matrix.columns[a:b].astype(int)
         for a, b in zip(matrix.index.tile_ptr[:-1], matrix.index.tile_ptr[1:], strict=True)
     ]
     assert all(len(np.unique(one)) == len(one) for one in columns)
@@ -385,7 +385,9 @@ class OnHost:
         return out
 
 
-@pytest.mark.parametrize(("n", "kinds"), [(8, {"decode", "spmm"}), (72, {"spmm", "window"})])
+@pytest.mark.parametrize(
+    ("n", "kinds"), [(8, {"decode", "spmm", "window"}), (72, {"spmm", "window"})]
+)
 def test_every_kernel_is_launched_and_checked(on_host, n, kinds):
     structure = Structure("tvw", 130, 256, 64, 0.5)
     rotation = spmm_contenders.Rotation.of(make_matrix(structure), 2)
@@ -597,7 +599,7 @@ def recorded():
     cases = [
         {"section": "ceilings", "contenders": ceilings},
         product(1, [20e-6, 21e-6], [10e-6, 10e-6]),
-        product(16, [20e-6, 20e-6], [10e-6, 11e-6], V=64),
+        product(16, [20e-6, 20e-6], [10e-6, 12e-6], V=64),
         product(64, [20e-6, 20e-6], [20e-6, 20e-6]),
         product(4096, [20e-6, 20e-6], [10e-6, 10e-6], pattern="vector", vec_ratio=0.75),
         {
@@ -670,7 +672,7 @@ def test_goals_are_held_against_the_worst_of_their_cases():
     judged = {one["goal"]: one for one in judge(recorded()["cases"])}
     assert len(judged) == len(GOALS)
     few = judged["N <= 16, 75 %, 4096 x 4096, against cuBLAS"]
-    assert few["measured"] == pytest.approx((20 / 10 + 20 / 11) / 2)
+    assert few["measured"] == pytest.approx((20 / 10 + 20 / 12) / 2)
     assert (few["cases"], few["case"]) == (2, "4096 x 4096, V = 64, N = 16")
     assert not few["reached"]
     wide = judged["N = 64, 75 %, V = 128, against cuBLAS"]

@@ -92,7 +92,8 @@ struct Stream {
         : tile_lanes(tile_fragments * 32) {
         const long long place = static_cast<long long>(first_step) * tile_fragments;
         values = all_values + (place * inner_steps + fragment) * 32 + lane_index();
-        metadata = all_metadata + (place + fragment) * 32 + lane_index();
+        // None is given for dense inside.
+        metadata = SPARSE ? all_metadata + (place + fragment) * 32 + lane_index() : nullptr;
     }
 
     Weights at(int step) const {
