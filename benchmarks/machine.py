@@ -140,7 +140,7 @@ def commit() -> tuple[str, bool] | None:
         return None
     top = _output("git", "rev-parse", "--show-toplevel")
     head = _output("git", "rev-parse", "HEAD")
-    changes = _output("git", "status", "--porcelain", "--", "gyroperm", "solvers")
+    changes = _output("git", "status", "--porcelain", "--", "gyroperm", "solvers", "gpu")
     if not top or not head or changes is None or Path(top).resolve() != ROOT:
         return None
     return head, bool(changes)

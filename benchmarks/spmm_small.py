@@ -92,15 +92,15 @@ def _product(
     return Small(f"{name}, N = {n}", make(_matrix(host, place), place.put(bits), y), wrong)
 
 
-def _hosts() -> Iterator[tuple[str, HinmMatrix, tuple[int, int]]]:
+def _hosts() -> Iterator[tuple[str, HinmMatrix, slice]]:
     """Name, matrix, and which of a kernel's numbers of columns it is multiplied with."""
-    yield "tvw", make_matrix(Structure("tvw", 200, 512, 64, 0.5)), (0, 2)
-    yield "vector", make_matrix(Structure("vector", 96, 256, 32, 0.5, "float16")), (1, 2)
+    yield "tvw", make_matrix(Structure("tvw", 200, 512, 64, 0.5)), slice(0, 2)
+    yield "vector", make_matrix(Structure("vector", 96, 256, 32, 0.5, "float16")), slice(1, 2)
 
 
 def _spmm(place: Place) -> Iterator[Small]:
     for name, host, some in _hosts():
-        for n in (9, 64)[slice(*some)]:
+        for n in (9, 64)[some]:
             yield _product(f"spmm of {name}", host, n, place, _spmm_of(host, n, place))
 
 
@@ -128,7 +128,7 @@ def _spmm_of(host: HinmMatrix, n: int, place: Place) -> Callable[[Any, Any, Any]
 
 def _decode(place: Place) -> Iterator[Small]:
     for name, host, some in _hosts():
-        for n in (3, 16)[slice(*some)]:
+        for n in (3, 16)[some]:
             yield _product(f"decode of {name}", host, n, place, _decode_of(host, n, place))
 
 
@@ -160,7 +160,7 @@ def _window(place: Place) -> Iterator[Small]:
         chosen = replace(chosen, slots=2 * STEP)
         plan = window_plan(host, chosen)
         given = reordered(host, plan.order)
-        for n in (9, 72)[slice(*some)]:
+        for n in (9, 72)[some]:
             make = partial(
                 window_launch,
                 blocking=chosen,

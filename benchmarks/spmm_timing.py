@@ -167,10 +167,11 @@ def _of_calls(contender: Contender, stream: Any) -> Sampled:
     sweeps = repetitions(took, len(contender.calls))
     calls = sweeps * len(contender.calls)
 
-    def sample() -> float:
-        return _seconds(lambda: [sweep() for _ in range(sweeps)], stream) / calls
+    def all_sweeps() -> None:
+        for _ in range(sweeps):
+            sweep()
 
-    return Sampled(sample, calls, "calls")
+    return Sampled(lambda: _seconds(all_sweeps, stream) / calls, calls, "calls")
 
 
 def _captured(calls: Sequence[Callable[[], Any]], sweeps: int, stream: Any) -> Any:
