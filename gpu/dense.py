@@ -85,7 +85,7 @@ class DenseProducts:
         ----------
         x, out, bias, factor, addend : array
             As :meth:`gyroperm.gpu.DeviceMatrix.multiply` has them.
-        stream : cupy.cuda.Stream, or None for arrays of the host
+        stream : cupy.cuda.Stream, or None for torch's current one
         layout, activation
             As there.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gyroperm.arrays import is_torch
@@ -250,7 +250,8 @@ class DeviceMatrix:
             self, n, layout, of_device, window=self.window, aligned=aligned, thorough=True
         )
         ways = [one.way for one in found if one.way != DENSE or self._may_be_dense()]
-        times = [(way, self._timed(way, n, layout, repeats)) for way in ways]
+        # What the slower ones need is not kept.
+        times = [(way, replace(self)._timed(way, n, layout, repeats)) for way in ways]
         self._tuned.keep(self, n, layout, times, aligned=aligned)
         self._choices.clear()
         return self.choice(n, layout)
@@ -357,7 +358,8 @@ class DeviceMatrix:
                     "a graph of CuPy's cannot hold products of cuBLAS: capture by torch, or "
                     "upload the matrix with allow_dense=False"
                 )
-            products.multiply(x, out, stream, layout=layout, activation=activation, **epilogue)
+            on = None if is_torch(x) else stream
+            products.multiply(x, out, on, layout=layout, activation=activation, **epilogue)
             return
         launches = products.launches(
             self,
@@ -433,9 +435,13 @@ class DeviceMatrix:
     def _made_dense(self) -> DenseProducts:
         import torch
 
-        with cuda_errors("making a dense copy of packed weights"), torch.cuda.device(self.device):
-            made = DenseProducts.of(self)
-            torch.cuda.current_stream().synchronize()
+        doing = "making a dense copy of packed weights"
+        try:
+            with cuda_errors(doing), torch.cuda.device(self.device):
+                made = DenseProducts.of(self)
+                torch.cuda.current_stream().synchronize()
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(f"{doing}: out of device memory: {error}") from error
         return made
 
     def _timed(self, way: Way, n: int, layout: str, repeats: int) -> float:
