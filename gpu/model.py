@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gyroperm.gpu.decode import DecodePlan
 from gyroperm.gpu.index import IndexTables
-from gyroperm.gpu.schedule import TILE_STEPS, estimated_longest, whole_longest
+from gyroperm.gpu.schedule import TILE_STEPS, estimated, whole_longest
 from gyroperm.gpu.spmm import MOST_REGISTERS, STEP_COLUMNS, Blocking
 from gyroperm.gpu.window import WindowPlan
 
@@ -210,9 +210,8 @@ class Tiles:
     @property
     def weight_bytes(self) -> int:
         """Of all that is packed."""
-        tables = STEP_COLUMNS * self.column_bytes * self.total + 4 * len(self.steps) * (
-            self.tile_size + 1
-        )
+        rows = len(self.steps) * self.tile_size
+        tables = STEP_COLUMNS * self.column_bytes * self.total + 4 * (len(self.steps) + 1 + rows)
         return self.step_bytes * self.total + tables
 
     @property
@@ -343,15 +342,15 @@ def window(card: Card, plan: WindowPlan, tiles: Tiles, n: int, aligned: bool = T
     # A block takes as long as the longest of its tiles.
     of_groups = plan.tables.tile_steps[..., 1].max(axis=1)
     beside = -(-min(blocks, len(of_groups) * column_blocks) // card.multiprocessors)
-    longest = whole_longest(of_groups, column_blocks, blocks) * beside
-    ideal = tiles.total / blocking.group + TILE_STEPS * len(of_groups)
+    longest = (whole_longest(of_groups, column_blocks, blocks) - TILE_STEPS) * beside
+    mean = tiles.total / blocking.group * column_blocks / card.multiprocessors
     return Prediction(
         memory=_bytes_by_passes(card, tiles, n, blocking.block_n, len(of_groups), blocks)
         / card.memory_reached,
         l2=_streamed(passed, card.l2_reached, under_way, _L2_LATENCY),
         shared=(brought * (1 if aligned else 8) + read) / card.shared_bytes,
         tensor=_tensor(card, tiles, steps * STEP_COLUMNS * blocking.block_n),
-        stretch=max(1.0, longest * card.multiprocessors / (ideal * column_blocks)),
+        stretch=max(1.0, longest / max(mean, 1)),
     )
 
 
@@ -422,15 +421,13 @@ def resident_blocks(card: Card, blocking: Blocking) -> int:
 
 
 def stretch(card: Card, steps: NDArray[np.integer], column_blocks: int, blocks: int) -> float:
-    """The work of the multiprocessor that has the most over that of the mean.
+    """The work of the multiprocessor that has the most over the mean of all.
 
-    A tile without steps still writes its rows, and counts as what begins and ends one.
+    Of what shared tiles leave for each other nothing is counted.
     """
-    items = len(steps) * column_blocks
-    longest = estimated_longest(steps, column_blocks, blocks)
-    beside = -(-min(blocks, max(items, int(steps.sum()) * column_blocks)) // card.multiprocessors)
-    mean = float((steps + TILE_STEPS).sum()) * column_blocks / card.multiprocessors
-    return max(1.0, longest * beside / mean)
+    longest, busy = estimated(steps, column_blocks, blocks)
+    mean = float(steps.sum()) * column_blocks / card.multiprocessors
+    return max(1.0, longest * -(-busy // card.multiprocessors) / max(mean, 1))
 
 
 def _streamed(count: float, rate: float, under_way: float, latency: float) -> float:

@@ -81,14 +81,32 @@ def balanced(tile_steps: ArrayLike, n: int, block_n: int, blocks: int) -> Schedu
     return shared if shared.longest < whole.longest else whole
 
 
-def estimated_longest(tile_steps: ArrayLike, column_blocks: int, blocks: int) -> float:
-    """About :attr:`Schedule.longest` of the :func:`balanced` schedule, without making it."""
+def estimated(tile_steps: ArrayLike, column_blocks: int, blocks: int) -> tuple[float, int]:
+    """About what :func:`balanced` comes to, without making a schedule.
+
+    Parameters
+    ----------
+    tile_steps, blocks
+        As there.
+    column_blocks : int
+        N over a block's columns, rounded up.
+
+    Returns
+    -------
+    longest : float
+        The steps of the block that has the most, and what begins its tiles after the first.
+    blocks : int
+        Those that have anything to do.
+    """
     steps = np.asarray(tile_steps, dtype=np.int64)
-    whole = whole_longest(steps, column_blocks, blocks)
     lengths = np.maximum(steps, 1)
+    whole = whole_longest(steps, column_blocks, blocks)
     share = -(-int(lengths.sum()) * column_blocks // blocks)
-    begun = min(share, 1 + -(-share // lengths.mean()))
-    return float(min(whole, share + begun * TILE_STEPS + min(begun, 2) * SHARING_STEPS))
+    begun = min(share, 1 + -(-share // int(lengths.mean())))
+    if share + begun * TILE_STEPS + min(begun, 2) * SHARING_STEPS < whole:
+        busy = min(blocks, int(lengths.sum()) * column_blocks)
+        return float(share + (begun - 1) * TILE_STEPS), busy
+    return whole - TILE_STEPS, min(blocks, len(steps) * column_blocks)
 
 
 def whole_longest(tile_steps: NDArray[np.integer], column_blocks: int, blocks: int) -> float:
