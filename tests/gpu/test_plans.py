@@ -1,16 +1,22 @@
 """Products as they are put together for a device, emulated launch by launch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import gyroperm
 from emulated import run
 from gyroperm.gpu import HinmMatrix
-from gyroperm.gpu.candidates import DENSE, candidates
+from gyroperm.gpu.candidates import DENSE, Way, candidates
+from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.matrix import DeviceMatrix
 from gyroperm.gpu.model import Card
 from gyroperm.gpu.numbers import from_bits, to_bits
 from gyroperm.gpu.plans import Target, make_plan, planned_columns
+from gyroperm.gpu.reorder import reordered
+from gyroperm.gpu.spmm import blockings
+from gyroperm.gpu.window import window_blocking, window_plan
 from gyroperm.pattern import Pattern
 
 HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -47,7 +53,7 @@ def poisoned(shape, dtype):
 def multiplied(matrix, plan, x, out, **options):
     """Emulate the launches, in memory that holds anything."""
     launches = plan.launches(
-        on_host(matrix), x, out, lambda name, shape, dtype: poisoned(shape, dtype), **options
+        matrix, x, out, lambda name, shape, dtype: poisoned(shape, dtype), **options
     )
     for launch in launches:
         run(launch, once=())
@@ -73,13 +79,69 @@ def test_a_product_in_either_layout(n, layout, dtype):
     for _ in range(2):
         given = np.ascontiguousarray(x.T) if layout == "tokens" else x
         out = poisoned((n, 70) if layout == "tokens" else (70, n), np.uint16)
-        kernels = multiplied(matrix, plan, given, out, layout=layout, bias=bias, activation="relu")
+        kernels = multiplied(
+            on_host(matrix), plan, given, out, layout=layout, bias=bias, activation="relu"
+        )
         y = from_bits(out.T if layout == "tokens" else out, dtype)
         assert (np.abs(y - expected) <= HALF_ULP[dtype] * expected + 2.0**-20 * sums).all()
     if n <= 16:
         assert kernels == ["decode"]
     else:
         assert kernels == (["transpose", "spmm", "transpose"] if layout == "tokens" else ["spmm"])
+
+
+def windowed(matrix):
+    """The matrix in the order of a plan of windows, as it is uploaded."""
+    blocking = window_blocking(
+        matrix.tile_size, matrix.shape[1], sparse=matrix.sparse, shared_limit=CARD.shared_limit
+    )
+    plan = window_plan(matrix, blocking)
+    return replace(on_host(reordered(matrix, plan.order)), window=plan)
+
+
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+@pytest.mark.parametrize("kind", ["spmm 32", "spmm 256", "window"])
+def test_the_narrowest_and_the_widest_blocks_and_windows(kind, layout):
+    # V = 64, the most that the registers of warps with 256 columns allow in one row of them.
+    n = 280 if kind == "spmm 256" else 40
+    matrix = packed(Pattern.hinm(vec_ratio=0.5, vec_size=64), "bfloat16", rows=128)
+    rng = np.random.default_rng(n)
+    x, bias = (to_bits(rng.standard_normal(shape), "bfloat16") for shape in ((200, n), 128))
+    numbers, offset = (from_bits(bits, "bfloat16").astype(np.float64) for bits in (x, bias))
+    placed = windowed(matrix) if kind == "window" else on_host(matrix)
+    name, *width = kind.split()
+    ways = [
+        one.way
+        for one in candidates(matrix, n, layout, CARD, window=placed.window)
+        if one.way.kind == name and (not width or ("block_n", int(width[0])) in one.way.parameters)
+    ]
+    plan = make_plan(ways[0], planned_columns(n), placed, TARGET)
+    tokens = layout == "tokens"
+    given = np.ascontiguousarray(x.T) if tokens else x
+    out = poisoned((n, 128) if tokens else (128, n), np.uint16)
+    kernels = multiplied(placed, plan, given, out, layout=layout, bias=bias)
+    assert kernels == (["transpose", name, "transpose"] if tokens else [name])
+    y = from_bits(out.T if tokens else out, "bfloat16")
+    expected = matrix.matmul_reference(numbers) + offset[:, None]
+    sums = np.abs(matrix.to_dense()).astype(np.float64) @ np.abs(numbers) + np.abs(offset)[:, None]
+    bound = HALF_ULP["bfloat16"] * np.abs(expected) + 2.0**-20 * sums
+    assert (np.abs(y - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("architecture", ["80", "120"])
+@pytest.mark.parametrize("V", [64, 128])
+def test_the_widest_blocks_fit_into_registers(V, architecture):
+    found = blockings(V, 4096, sparse=True, shared_limit=CARD.shared_limit)
+    widest = next(one for one in found if one.block_n == 256)
+    compiled = compile_variant(widest.variant(bfloat16=True, aligned=True), architecture)
+    assert compiled.spilled_bytes == 0
+
+
+def test_a_way_that_has_no_plan_for_the_matrix():
+    matrix = on_host(packed(Pattern.hinm(vec_ratio=0.5, vec_size=32), "float16"))
+    for way in (DENSE, Way.of("window", slots=128)):
+        with pytest.raises(ValueError, match="there is no plan for"):
+            make_plan(way, 64, matrix, TARGET)
 
 
 @pytest.mark.parametrize("n", [4, 20])
@@ -90,8 +152,8 @@ def test_rows_left_in_the_order_of_the_tiles(n):
     plan = plan_of(matrix, n)
     order = matrix.index.output_order
     by_rows, left = poisoned((70, n), np.uint16), poisoned((len(order), n), np.uint16)
-    multiplied(matrix, plan, x, by_rows, layout="features")
-    multiplied(matrix, plan, x, left, layout="features", keep_order=True)
+    multiplied(on_host(matrix), plan, x, by_rows, layout="features")
+    multiplied(on_host(matrix), plan, x, left, layout="features", keep_order=True)
     assert np.array_equal(left[order >= 0], by_rows[order[order >= 0]])
 
 
@@ -104,9 +166,9 @@ def test_factor_and_addend(n):
     )
     plan = plan_of(matrix, n)
     alone, out = poisoned((70, n), np.uint16), poisoned((70, n), np.uint16)
-    multiplied(matrix, plan, x.view(np.uint16), alone, layout="features")
+    multiplied(on_host(matrix), plan, x.view(np.uint16), alone, layout="features")
     multiplied(
-        matrix,
+        on_host(matrix),
         plan,
         x.view(np.uint16),
         out,
