@@ -216,8 +216,8 @@ class DeviceMatrix:
 
         What is measured is kept in a file of the cache folder and decides for all matrices of
         the same shape and tiles, for N up to the next power of two, in later processes too. Each
-        run finds L2 without weights or X, as the layers of a large model do. Takes a minute where
-        kernels are to be compiled, else a second or two.
+        run finds L2 without weights or X, as the layers of a large model do. Most of its time
+        goes into kernels that are still to be compiled, some twenty.
 
         Parameters
         ----------
