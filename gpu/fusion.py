@@ -32,7 +32,8 @@ def fusion(
         Written: where each row of the consumers' X lies.
     consumers : iterable of (columns, fused)
         Of each consumer the column table, and the array of as many slots that its fused one is
-        written to.
+        written to. Or the row map, in int32, of a product that is to lie where the producer's
+        does (:func:`gyroperm.gpu.index.align`), and the one that it is to have.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def fuse_columns(columns: Any, position_of: Any, fused: Any, inputs: int) -> Lau
     Parameters
     ----------
     columns : array of uint16 or int32, shape (S,)
-        The row of X, in the original order, that each slot reads.
+        The row of X, in the original order, that each slot reads; -1, in a row map, stays.
     position_of : array of uint16 or int32, shape (C,)
         From :func:`invert`; C is above every column.
     fused : array of uint16 or int32, shape (S,)

@@ -153,27 +153,58 @@ def fuse(consumer: IndexTables, producer_row_order: ArrayLike) -> IndexTables:
         If it does not hold integers.
     """
     order = _integers("producer_row_order", producer_row_order)
-    position_of = _inverse(order, consumer.inputs)
+    needed = f"the consumer reads an X of {consumer.inputs} rows"
+    position_of = _inverse("producer_row_order", order, consumer.inputs, needed)
     return replace(consumer, columns=position_of[consumer.columns], inputs=len(order))
 
 
-def _inverse(order: NDArray[np.integer], rows: int) -> NDArray[np.int64]:
+def align(tables: IndexTables, row_order: ArrayLike) -> IndexTables:
+    """The tables of a product whose rows are to lie where another product left its own.
+
+    Each entry r of the row map becomes ``position_of[r]``, as :func:`fuse` has it: what is written
+    through it can be combined, element by element, with what lies there. Per-row parameters (the
+    bias) are then read in that order too.
+
+    Parameters
+    ----------
+    tables : IndexTables
+        With a row map into the original order.
+    row_order : array_like of int, shape (P,)
+        The original row at each position of the other product, -1 for none: its
+        :attr:`IndexTables.output_order`.
+
+    Returns
+    -------
+    IndexTables
+        The same slots and rows, writing to P rows.
+
+    Raises
+    ------
+    ValueError
+        If the row order, without its -1, is not a permutation of the rows of the product.
+    TypeError
+        If it does not hold integers.
+    """
+    order = _integers("row_order", row_order)
+    needed = f"the product has {tables.outputs} rows"
+    position_of = _inverse("row_order", order, tables.outputs, needed)
+    rows = tables.row_map
+    return replace(tables, row_map=np.where(rows < 0, -1, position_of[rows]), outputs=len(order))
+
+
+def _inverse(name: str, order: NDArray[np.integer], rows: int, needed: str) -> NDArray[np.int64]:
     if order.size and order.min() < -1:
-        raise ValueError(f"producer_row_order must hold row ids or -1, got {order.min()}")
+        raise ValueError(f"{name} must hold row ids or -1, got {order.min()}")
     positions = np.flatnonzero(order >= 0)
     real = order[positions]
     if len(real) != rows:
-        raise ValueError(
-            f"producer_row_order names {len(real)} rows, the consumer reads an X of {rows} rows"
-        )
+        raise ValueError(f"{name} names {len(real)} rows, {needed}")
     position_of = np.full(rows, -1, dtype=np.int64)
     within = real < rows
     position_of[real[within]] = positions[within]
     missing = np.flatnonzero(position_of < 0)
     if missing.size:
-        raise ValueError(
-            f"producer_row_order is not a permutation of {rows} rows: row {missing[0]} is missing"
-        )
+        raise ValueError(f"{name} is not a permutation of {rows} rows: row {missing[0]} is missing")
     return position_of
 
 
