@@ -317,7 +317,7 @@ class DeviceMatrix:
         product.check_rest(shape, bias=bias, out=out, factor=factor, addend=addend)
         stream = current_stream(x)
         if out is None:
-            out = self._new(x, shape)
+            out = self.result(x, shape)
         if n == 0:
             return out
         choice = self._choice(n, layout, self.allow_dense and not keep_order)
@@ -365,7 +365,7 @@ class DeviceMatrix:
             self,
             as_cupy(x),
             as_cupy(out),
-            self._torch_scratch(x) if is_torch(x) else self._kept_scratch(),
+            self.scratch(x),
             layout=layout,
             keep_order=keep_order,
             activation=activation,
@@ -466,12 +466,29 @@ class DeviceMatrix:
             repeats=repeats,
         )
 
-    def _new(self, x: Any, shape: tuple[int, int]) -> Any:
+    def plan(self, n: int, layout: str, stream: Any) -> Plan:
+        """What products of packed weights with N columns need, the fastest way.
+
+        Raises
+        ------
+        RuntimeError
+            If it has not been made yet, and the stream is being captured.
+        """
+        plan = self._products(self._choice(n, layout, False).way, n, stream)
+        assert not isinstance(plan, DenseProducts)
+        return plan
+
+    def result(self, x: Any, shape: tuple[int, int]) -> Any:
+        """A new array of X's library and dtype."""
         if is_torch(x):
             import torch
 
             return torch.empty(shape, dtype=x.dtype, device=x.device)
         return self._allocated(shape, x.dtype)
+
+    def scratch(self, x: Any) -> Scratch:
+        """Memory for the launches of one product: torch's for a tensor X, else what is kept."""
+        return self._torch_scratch(x) if is_torch(x) else self._kept_scratch()
 
     def _torch_scratch(self, x: Any) -> Scratch:
         import torch
