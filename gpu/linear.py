@@ -203,15 +203,12 @@ class HinmLinear(nn.Module):
         TypeError
             If x is not floating, or on a CUDA device not of the weights' dtype.
         """
-        self._check_input(x)
+        self.check_input(x)
         if x.is_cuda and torch.is_autocast_enabled():
             x = x.to(self.values.dtype)
-        bias = self.bias
-        if torch.is_grad_enabled() and (
-            x.requires_grad or (bias is not None and bias.requires_grad)
-        ):
-            return _Product.apply(x, bias, self)
-        return self._product(x, bias)
+        if asks_for_gradients(self, x):
+            return _Product.apply(x, self.bias, self)
+        return self._product(x, self.bias)
 
     def extra_repr(self) -> str:
         """What a printed module shows."""
@@ -243,12 +240,19 @@ class HinmLinear(nn.Module):
         if not tokens.shape[0] or tokens.stride(1) != 1:
             tokens = tokens.contiguous()
         bias = None if bias is None else bias.detach()
-        result: torch.Tensor = self._device_matrix().multiply(
+        result: torch.Tensor = self.device_matrix().multiply(
             tokens.detach(), bias=bias, layout="tokens"
         )
         return result
 
-    def _device_matrix(self) -> DeviceMatrix:
+    def device_matrix(self) -> DeviceMatrix:
+        """The packed weights for the kernels, while they lie on a CUDA device.
+
+        Raises
+        ------
+        RuntimeError
+            If it has not been asked for yet, and torch's stream is being captured.
+        """
         if self._on_device is None:
             from gyroperm.gpu.device import as_cupy, limits
             from gyroperm.gpu.matrix import DeviceMatrix
@@ -270,7 +274,8 @@ class HinmLinear(nn.Module):
             )
         return self._on_device
 
-    def _check_input(self, x: torch.Tensor) -> None:
+    def check_input(self, x: torch.Tensor) -> None:
+        """Raise unless x can be multiplied; see :meth:`forward`."""
         if not x.is_floating_point():
             raise TypeError(f"x must be floating, got {x.dtype}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
@@ -333,6 +338,13 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[1] and layer.bias is not None:
             of_bias = rows.sum(0, dtype=torch.float32).to(layer.bias.dtype)
         return of_x, of_bias, None
+
+
+def asks_for_gradients(module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a graph is to be kept of what a module makes of x."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(own.requires_grad for own in module.parameters())
+    )
 
 
 def checked_dtype(dtype: torch.dtype) -> str:
