@@ -2,7 +2,9 @@
 
 A :class:`HinmMatrix` is packed from a :class:`~gyroperm.solution.Solution` on the host; a
 :class:`DeviceMatrix` multiplies with it on a CUDA device, through CuPy; a :class:`HinmLinear` is
-a layer of torch. Neither CuPy nor torch is imported before it is used.
+a layer of torch, a :class:`HinmConv2d` a convolution. :class:`Ffn`, :class:`GatedFfn` and, for
+torch, :class:`HinmFfn` are chains of layers without a permutation between them. Neither CuPy nor
+torch is imported before it is used.
 """
 
 from importlib import import_module
@@ -12,7 +14,10 @@ from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables, fuse
 
 if TYPE_CHECKING:
+    from gyroperm.gpu.chain import Ffn, GatedFfn, RmsNorm
+    from gyroperm.gpu.convolution import HinmConv2d
     from gyroperm.gpu.dispatch import Choice, DenseProductWarning, choose, explain
+    from gyroperm.gpu.ffn import HinmFfn
     from gyroperm.gpu.linear import HinmLinear
     from gyroperm.gpu.matrix import DeviceMatrix
     from gyroperm.gpu.model import Card
@@ -23,10 +28,15 @@ __all__ = [
     "Choice",
     "DenseProductWarning",
     "DeviceMatrix",
+    "Ffn",
+    "GatedFfn",
+    "HinmConv2d",
+    "HinmFfn",
     "HinmLinear",
     "HinmMatrix",
     "IndexTables",
     "Replaced",
+    "RmsNorm",
     "choose",
     "explain",
     "fuse",
@@ -40,11 +50,16 @@ _MODULES = {
     "choose": "dispatch",
     "explain": "dispatch",
     "DeviceMatrix": "matrix",
+    "Ffn": "chain",
+    "GatedFfn": "chain",
+    "HinmConv2d": "convolution",
+    "HinmFfn": "ffn",
     "HinmLinear": "linear",
     "Replaced": "replace",
+    "RmsNorm": "chain",
     "replace_linears": "replace",
 }
-_OF_TORCH = ("linear", "replace")
+_OF_TORCH = ("convolution", "ffn", "linear", "replace")
 
 
 def __getattr__(name: str) -> Any:

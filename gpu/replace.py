@@ -1,4 +1,4 @@
-"""A model whose linear layers are given packed weights."""
+"""A model whose linear layers and convolutions are given packed weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gyroperm.gpu.convolution import HinmConv2d
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.linear import HinmLinear, checked_dtype
 from gyroperm.models.layers import PrunableLayer, layer_kind, prunable_layers
@@ -30,7 +31,7 @@ class Replaced:
     Attributes
     ----------
     replaced : tuple of str
-        Modules that are a :class:`HinmLinear` now.
+        Modules that are a :class:`HinmLinear` or a :class:`HinmConv2d` now.
     skipped : dict of str to str
         Modules that a solution was given for and that stay as they were, and why.
     """
@@ -39,7 +40,7 @@ class Replaced:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"replaced {len(self.replaced)} linear layers"]
+        lines = [f"replaced {len(self.replaced)} layers"]
         lines += [f"left {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -50,7 +51,7 @@ def replace_linears(
     *,
     dtype: torch.dtype | None = None,
 ) -> Replaced:
-    """Replace linear layers of a model by packed ones, in place.
+    """Replace linear layers and convolutions of a model by packed ones, in place.
 
     Parameters
     ----------
@@ -64,10 +65,11 @@ def replace_linears(
     Returns
     -------
     Replaced
-        GPT-2's Conv1D are replaced too. Skipped are convolutions, layers that are of a class
-        derived from these (their weights may be read by others, as in
+        Linear layers, GPT-2's Conv1D and two-dimensional convolutions are replaced. Skipped are
+        layers that are of a class derived from these (their weights may be read by others, as in
         :class:`torch.nn.MultiheadAttention`), that have hooks, that share their weight with a
-        module of another kind, or whose pattern cannot be packed.
+        module of another kind, or whose pattern cannot be packed; and convolutions that are
+        grouped, of one dimension, or solved by input channel.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def replace_linears(
     layers = prunable_layers(model)
     by_name = {one: layer for layer in layers.values() for one in _names(layer)}
     chosen = _solutions(solutions, by_name)
-    made: dict[nn.Module, HinmLinear] = {}
+    made: dict[nn.Module, HinmLinear | HinmConv2d] = {}
     skipped: dict[str, str] = {}
     for layer, given in chosen:
         reason = _why_left(model, layer)
@@ -192,10 +194,12 @@ def _check_shape(layer: PrunableLayer, solution: Solution) -> None:
 
 
 def _why_left(model: nn.Module, layer: PrunableLayer) -> str:
-    if layer.convolution:
-        return "a convolution"
+    if len(layer.shape) == 3:
+        return "a convolution over one dimension"
+    if layer.groups > 1:
+        return f"a convolution of {layer.groups} groups, each a product of its own"
     if "" in layer.modules:
-        return "the model itself; see HinmLinear.from_linear"
+        return "the model itself; see HinmLinear.from_linear and HinmConv2d.from_solution"
     for module in map(model.get_submodule, layer.modules):
         if not _is_known(module):
             return f"a {type(module).__name__}, whose weight others may read"
@@ -212,15 +216,19 @@ def _why_left(model: nn.Module, layer: PrunableLayer) -> str:
 
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
-    return kind is nn.Linear or (layer_kind(module) == "transposed" and kind.__name__ == "Conv1D")
+    return kind in (nn.Linear, nn.Conv2d) or (
+        layer_kind(module) == "transposed" and kind.__name__ == "Conv1D"
+    )
 
 
-def _placed(module: Any, matrix: HinmMatrix) -> HinmLinear:
+def _placed(module: Any, matrix: HinmMatrix) -> HinmLinear | HinmConv2d:
+    if isinstance(module, nn.Conv2d):
+        return HinmConv2d.from_matrix(matrix, module)
     layer = HinmLinear.from_matrix(matrix, module.bias, module.weight.device)
     return layer.train(module.training)
 
 
-def _swapped(model: nn.Module, made: Mapping[nn.Module, HinmLinear]) -> list[str]:
+def _swapped(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> list[str]:
     """Put what was made wherever what it replaces is registered; the names of those places."""
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):

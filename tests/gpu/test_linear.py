@@ -284,10 +284,10 @@ def test_linears_of_a_model_are_replaced_and_others_are_not():
     assert not model.up.training
     assert done.skipped == {
         "attention.out_proj": "a NonDynamicallyQuantizableLinear, whose weight others may read",
-        "convolution": "a convolution",
+        "convolution": "a convolution over one dimension",
         "head": "its weight is shared with embedding",
     }
-    assert str(done).startswith("replaced 2 linear layers\nleft attention.out_proj: a Non")
+    assert str(done).startswith("replaced 2 layers\nleft attention.out_proj: a Non")
     torch.testing.assert_close(model(ids), expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="no linear layer or convolution 'up'"):
         replace_linears(model, {"up": solutions["up"]})
