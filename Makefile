@@ -10,7 +10,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-plugins lint types bench wheel clean
+.PHONY: help install demo test kernels test-plugins lint types bench wheel clean
 
 # Pruning toolkits do not all fit into one environment. Each of these has its own, .venv-NAME, from
 # constraints-NAME.txt: the extras it installs, and the folders of tests/plugins that it runs.
@@ -30,6 +30,9 @@ demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did 
 
 test: $(READY)  ## run the tests (ARGS go to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+kernels: $(READY)  ## compile every kernel for every architecture, and check what it takes
+	$(BIN)/python -m pytest -m compiled $(ARGS)
 
 test-plugins: $(TESTS_IN)  ## test the plug-ins for toolkits that need environments of their own
 

@@ -75,7 +75,8 @@ def candidates(
     aligned : bool
         Whether all rows of a feature-major X begin on 16 bytes.
     thorough : bool
-        Include cuts of the decode kernel that its own estimate has ruled out: for timing.
+        Include blockings that are seldom the fastest, and cuts of the decode kernel that its own
+        estimate has ruled out: for timing.
     """
     tiles = Tiles.of(matrix)
     tokens = layout == "tokens"
@@ -84,7 +85,9 @@ def candidates(
         for plan in _cuts(matrix, n, card, thorough):
             way = Way.of("decode", block_rows=plan.block_rows, part_steps=plan.part_steps)
             found.append(Candidate(way, model.decode(card, plan, tiles, n, tokens)))
-    fitting = blockings(tiles.tile_size, n, sparse=tiles.sparse, shared_limit=card.shared_limit)
+    fitting = blockings(
+        tiles.tile_size, n, sparse=tiles.sparse, shared_limit=card.shared_limit, thorough=thorough
+    )
     for blocking in fitting:
         predicted = model.spmm(card, blocking, tiles, n, aligned or tokens)
         if tokens:

@@ -17,7 +17,7 @@ OLDEST_ARCHITECTURE = 80
 
 INSTALL = "pip install 'gyroperm[gpu-cuda13]' (CUDA 13) or 'gyroperm[gpu-cuda12]'"
 
-_OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v", "--extra-device-vectorization")
+_OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Cubin:
         The ELF file that a driver loads.
     registers : int
         Of a thread.
+    stack_bytes : int
+        Of a thread: arrays that are not held in registers, and registers that are spilled.
     spilled_bytes : int
         Stores and loads of registers that did not fit.
     shared_bytes : int
@@ -38,6 +40,7 @@ class Cubin:
 
     code: bytes
     registers: int
+    stack_bytes: int
     spilled_bytes: int
     shared_bytes: int
 
@@ -152,6 +155,7 @@ def _resources(log: str) -> dict[str, int]:
 
     return {
         "registers": largest(r"Used (\d+) registers"),
+        "stack_bytes": largest(r"(\d+) bytes stack frame"),
         "spilled_bytes": largest(r"(\d+) bytes spill stores") + largest(r"(\d+) bytes spill loads"),
         "shared_bytes": largest(r"(\d+) bytes smem"),
     }

@@ -24,7 +24,7 @@ MAX_COLUMNS = 16
 
 # As in decode.cu.
 _FRAGMENT_BYTES = 33 * 16
-_FEATURE_MAJOR, _TOKEN_MAJOR, _FEATURE_MAJOR_VECTORS = 0, 1, 2
+X_LAYOUTS = _FEATURE_MAJOR, _TOKEN_MAJOR, _FEATURE_MAJOR_VECTORS = 0, 1, 2
 _ITEM_FIELDS = 6  # tile, first row, first step, steps, part, parts
 _LOADS_AHEAD = 8 * 16  # bytes of weights that a lane has under way
 
@@ -171,38 +171,59 @@ class DecodePlan:
     @property
     def slices(self) -> int:
         """Warps of a block that share its rows."""
-        return max(1, _WARPS // (self.block_rows // 16))
+        return _slices(self.block_rows)
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.slices * (self.block_rows // 16)
+        return block_threads(self.block_rows)
 
     @property
     def tile_steps(self) -> NDArray[np.int32]:
         """Steps of each tile."""
         return _steps(self.tables)
 
-    def variant(self, n: int, *, bfloat16: bool, x_layout: int, wide_columns: bool) -> Variant:
+    def variant(self, n: int, *, bfloat16: bool, x_layout: int) -> Variant:
         """The kernel for n columns of an X that lies as decode.cu's X_LAYOUT says."""
-        return Variant.of(
-            "decode",
-            {
-                "BLOCK_ROWS": self.block_rows,
-                "K_SLICES": self.slices,
-                "COLUMN_FRAGMENTS": _fragments(n),
-                "SPARSE": self.sparse,
-                "X_LAYOUT": x_layout,
-                "WIDE_COLUMNS": wide_columns,
-                "GYROPERM_BF16": bfloat16,
-            },
+        return decode_variant(
+            self.block_rows,
+            n,
+            sparse=self.sparse,
+            bfloat16=bfloat16,
+            x_layout=x_layout,
         )
 
     def shared_bytes(self, n: int) -> int:
         """Shared memory of a block for n columns of X: what it gathers, and its partial sums."""
         steps = min(self.part_steps, int(self.tile_steps.max()))
-        partials = self.slices * 8 * _fragments(n) * (self.block_rows + 4) * 4
-        return steps * _step_bytes(n) + partials
+        return steps * _step_bytes(n) + _partial_bytes(self.block_rows, n)
+
+
+def decode_variant(
+    block_rows: int, n: int, *, sparse: bool, bfloat16: bool, x_layout: int
+) -> Variant:
+    """The kernel for blocks of so many rows; x_layout is one of :data:`X_LAYOUTS`."""
+    return Variant.of(
+        "decode",
+        {
+            "BLOCK_ROWS": block_rows,
+            "K_SLICES": _slices(block_rows),
+            "COLUMN_FRAGMENTS": _fragments(n),
+            "SPARSE": sparse,
+            "X_LAYOUT": x_layout,
+            "GYROPERM_BF16": bfloat16,
+        },
+    )
+
+
+def block_threads(block_rows: int) -> int:
+    """Threads of a block of so many rows."""
+    return 32 * _slices(block_rows) * (block_rows // 16)
+
+
+def most_shared_bytes(block_rows: int, n: int) -> int:
+    """What a block of so many rows takes of shared memory at most."""
+    return most_steps(n) * _step_bytes(n) + _partial_bytes(block_rows, n)
 
 
 def decode_launch(
@@ -277,12 +298,7 @@ def decode_launch(
             )
     steps = plan.tile_steps
     return Launch(
-        plan.variant(
-            n,
-            bfloat16=bfloat16,
-            x_layout=_x_layout(x, n, token_major_x),
-            wide_columns=matrix.columns.dtype.itemsize == 4,
-        ),
+        plan.variant(n, bfloat16=bfloat16, x_layout=_x_layout(x, n, token_major_x)),
         grid=plan.grid,
         threads=plan.threads,
         shared_bytes=plan.shared_bytes(n),
@@ -291,6 +307,7 @@ def decode_launch(
             "values": matrix.values,
             "metadata": matrix.metadata if plan.sparse else None,
             "columns": matrix.columns,
+            "wide_columns": matrix.columns.dtype.itemsize == 4,
             "row_map": matrix.row_map,
             "keep_order": keep_order,
             "work_items": work_items,
@@ -319,8 +336,16 @@ def _steps(tables: IndexTables) -> NDArray[np.int32]:
     return steps
 
 
+def _slices(block_rows: int) -> int:
+    return max(1, _WARPS // (block_rows // 16))
+
+
 def _fragments(n: int) -> int:
     return 1 if n <= 8 else 2
+
+
+def _partial_bytes(block_rows: int, n: int) -> int:
+    return _slices(block_rows) * 8 * _fragments(n) * (block_rows + 4) * 4
 
 
 def _step_bytes(n: int) -> int:

@@ -25,6 +25,8 @@ MOST_CHANNELS = 32768
 SHARED_BYTES = 99 * 1024
 
 _DTYPES = ("float16", "bfloat16")
+# Of a block, by the most channels.
+_THREADS = {2048: 128, 8192: 256, MOST_CHANNELS: 512}
 _MOST_TOKENS = 8
 # So many blocks fill every multiprocessor of the largest device; below, each takes fewer tokens.
 _ENOUGH_BLOCKS = 1024
@@ -166,7 +168,7 @@ def _launch(
     limit: int = SHARED_BYTES,
 ) -> Launch:
     count, inputs = tokens.shape
-    threads = 128 if inputs <= 2048 else 256 if inputs <= 8192 else 512
+    threads = _threads(inputs)
     normalise = weight is not None
     row_bytes = -(-inputs // 8) * 16
     # A normalised row leaves a partial sum of each warp beside it.
@@ -182,15 +184,7 @@ def _launch(
             min(_MOST_TOKENS, _ROWS_BYTES // row_bytes, -(-count // _ENOUGH_BLOCKS))
         )
     return Launch(
-        Variant.of(
-            "permute",
-            {
-                "THREADS": threads,
-                "NORM": normalise,
-                "FEATURE_MAJOR": feature_major,
-                "GYROPERM_BF16": normalise and dtype == "bfloat16",
-            },
-        ),
+        _variant(threads, normalise, feature_major, normalise and dtype == "bfloat16"),
         grid=(-(-count // each), 1, 1),
         threads=threads,
         shared_bytes=each * token_bytes,
@@ -207,6 +201,33 @@ def _launch(
             "tokens_each": each,
             "inputs": inputs,
             "outputs": _outputs(tokens, order),
+        },
+    )
+
+
+def variants() -> dict[Variant, int]:
+    """Every kernel that the launches here ask for, and the threads of its blocks."""
+    found = {}
+    for threads in _THREADS.values():
+        found[_variant(threads, False, False, False)] = threads
+        for feature_major in (False, True):
+            for bfloat16 in (False, True):
+                found[_variant(threads, True, feature_major, bfloat16)] = threads
+    return found
+
+
+def _threads(inputs: int) -> int:
+    return next(threads for most, threads in _THREADS.items() if inputs <= most)
+
+
+def _variant(threads: int, normalise: bool, feature_major: bool, bfloat16: bool) -> Variant:
+    return Variant.of(
+        "permute",
+        {
+            "THREADS": threads,
+            "NORM": normalise,
+            "FEATURE_MAJOR": feature_major,
+            "GYROPERM_BF16": bfloat16,
         },
     )
 

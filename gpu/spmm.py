@@ -14,6 +14,8 @@ from gyroperm.gpu.tiling import TILE_SIZES
 STEP_COLUMNS = 64
 # Of a thread.
 MOST_REGISTERS = 255
+# Of X, that a block computes at a time.
+BLOCK_COLUMNS = (32, 64, 128)
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 
 
@@ -132,29 +134,24 @@ def blocking(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> Bloc
     if tile_size not in TILE_SIZES:
         sizes = ", ".join(map(str, TILE_SIZES))
         raise ValueError(f"tile_size must be one of {sizes}, got {tile_size}")
-    warps_m = max(1, tile_size // 64)
-    block_n = 64 if n <= 64 else 128
-    warps_n = block_n // 32 if warps_m <= 2 else 2
-    for stages in (4, 3, 2):
-        chosen = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)
-        if chosen.shared_bytes <= shared_limit:
-            return chosen
-    raise ValueError(
-        f"a tile of {tile_size} rows needs {chosen.shared_bytes} bytes of shared memory, the "
-        f"device has {shared_limit}"
-    )
+    return _of_columns(64 if n <= 64 else 128, tile_size, sparse, shared_limit)
 
 
-def blockings(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> list[Blocking]:
+def blockings(
+    tile_size: int, n: int, *, sparse: bool, shared_limit: int, thorough: bool = False
+) -> list[Blocking]:
     """The blockings that may be the fastest for a tile size and a number of columns.
 
-    That of :func:`blocking` first; then others of more or fewer columns, of warps that take half
-    as many rows, and of fewer stages, of which more blocks fit beside each other.
+    That of :func:`blocking` first, then others of more or fewer columns. These few are compiled
+    for every architecture before a release.
 
     Parameters
     ----------
     tile_size, n, sparse, shared_limit
         As :func:`blocking` takes them.
+    thorough : bool
+        Also those of yet other columns, of warps that take half as many rows, and of fewer
+        stages, of which more blocks fit beside each other: to be timed.
 
     Raises
     ------
@@ -163,17 +160,35 @@ def blockings(tile_size: int, n: int, *, sparse: bool, shared_limit: int) -> lis
     """
     first = blocking(tile_size, n, sparse=sparse, shared_limit=shared_limit)
     found = [first]
-    for block_n in (32, 64, 128, 256):
-        if block_n > 32 and block_n // 2 >= n:
-            break
+    for block_n in _up_to(n, BLOCK_COLUMNS):
+        found.append(_of_columns(block_n, tile_size, sparse, shared_limit))
+    for block_n in _up_to(n, (32, 64, 128, 256)) if thorough else ():
         for warps_m in [m for m in (first.warps_m, 2 * first.warps_m) if 16 * m <= tile_size]:
             warps_n = max(1, min(block_n // 32, 8 // warps_m))
             for stages in (4, 3, 2):
                 other = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)
-                fits = other.shared_bytes <= shared_limit and other.registers <= MOST_REGISTERS
-                if fits and other != first:
+                if other.shared_bytes <= shared_limit and other.registers <= MOST_REGISTERS:
                     found.append(other)
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _up_to(n: int, columns: tuple[int, ...]) -> list[int]:
+    """Those of which a block would not be half empty."""
+    return [block_n for block_n in columns if block_n == columns[0] or block_n // 2 < n]
+
+
+def _of_columns(block_n: int, tile_size: int, sparse: bool, shared_limit: int) -> Blocking:
+    """The blocking of so many columns, with as many stages as fit."""
+    warps_m = max(1, tile_size // 64)
+    warps_n = block_n // 32 if warps_m <= 2 else min(block_n // 32, 2)
+    for stages in (4, 3, 2):
+        chosen = Blocking(tile_size, block_n, warps_m, warps_n, stages, sparse)
+        if chosen.shared_bytes <= shared_limit:
+            return chosen
+    raise ValueError(
+        f"a tile of {tile_size} rows needs {chosen.shared_bytes} bytes of shared memory, the "
+        f"device has {shared_limit}"
+    )
 
 
 def spmm_launch(

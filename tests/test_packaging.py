@@ -80,6 +80,13 @@ def test_package_data_is_on_disk(project):
     assert "gyroperm/py.typed" in package_data_of(ROOT, project["tool"]["setuptools"])
 
 
+def test_every_source_of_a_kernel_is_package_data(project):
+    data = package_data_of(ROOT, project["tool"]["setuptools"])
+    sources = [file for file in (ROOT / "gpu" / "kernels").iterdir() if file.is_file()]
+    assert {"spmm.cu", "primitives.h"} <= {file.name for file in sources}
+    assert {f"gyroperm/gpu/kernels/{file.name}" for file in sources} <= set(data)
+
+
 def test_the_version_is_the_same_everywhere(project):
     assert project["project"]["version"] == gyroperm.__version__
 
@@ -108,7 +115,7 @@ def pins_of(file):
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ("demo", "dev", "torch")),
+        ("constraints.txt", ("demo", "dev", "torch", "gpu-cuda13")),
         ("constraints-plugins.txt", ("torch", "torchao", "torch-pruning", "modelopt")),
         ("constraints-llmcompressor.txt", ("torch", "llmcompressor")),
     ],
@@ -258,13 +265,14 @@ PROGRAM = textwrap.dedent(
     """
     import json, sys
     import numpy as np
-    import gyroperm, gyroperm.gpu, gyroperm.solvers, gyroperm.solvers.kernels
+    import gyroperm, gyroperm.gpu, gyroperm.gpu.source, gyroperm.solvers, gyroperm.solvers.kernels
 
     weights = np.random.default_rng(0).standard_normal((20, 24))
     solution = gyroperm.solve(weights, vec_ratio=0.5, vec_size=8, method="identity")
     assert int(solution.mask.sum()) == 20 * 12 // 2
     tables = gyroperm.gpu.IndexTables.from_solution(solution)
     assert tables.tile_ptr.tolist() == [0, 12, 24, 36]
+    assert set(gyroperm.gpu.source.headers("spmm.cu")) >= {"primitives.h", "epilogue.h"}
     for name in ("gyroperm", "gyroperm.solvers", "gyroperm.solvers.kernels", "gyroperm.gpu"):
         print(sys.modules[name].__file__)
     """

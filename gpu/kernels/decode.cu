@@ -11,7 +11,7 @@
 // X is feature-major, [C, N], or as it lies in a model, [tokens, C]; so is Y, by its strides.
 //
 // Compile-time: BLOCK_ROWS, K_SLICES, COLUMN_FRAGMENTS (of 8 columns), SPARSE (two of four kept,
-// else dense inside), X_LAYOUT, WIDE_COLUMNS (ids of 32 bits, else of 16), GYROPERM_BF16.
+// else dense inside), X_LAYOUT, GYROPERM_BF16.
 #include "epilogue.h"
 #include "parts.h"
 
@@ -120,15 +120,14 @@ DEVICE u32 pair_offset(int pair, int n) {
 }
 
 // Two ids of kept columns, taken apart only when X is read: they are still under way before.
-#if WIDE_COLUMNS
+// Wide ones have 32 bits, others 16.
 typedef u64 Columns;
-DEVICE int low_column(Columns both) { return static_cast<int>(both); }
-DEVICE int high_column(Columns both) { return static_cast<int>(both >> 32); }
-#else
-typedef u32 Columns;
-DEVICE int low_column(Columns both) { return static_cast<int>(both & 0xffff); }
-DEVICE int high_column(Columns both) { return static_cast<int>(both >> 16); }
-#endif
+DEVICE int low_column(Columns both, bool wide) {
+    return static_cast<int>(wide ? both : both & 0xffff);
+}
+DEVICE int high_column(Columns both, bool wide) {
+    return static_cast<int>(wide ? both >> 32 : both >> 16);
+}
 
 // What one thread moves at a time: a pair of kept columns, of one n or of eight. Neighbours in a
 // warp read neighbours in memory: consecutive n of a feature-major X, else consecutive kept
@@ -165,7 +164,8 @@ struct Batch {
 // What a block gathers of X. Loads that have nothing to bring read what the last one reads: a
 // branch around each would cost more.
 struct Gather {
-    const Columns* columns;
+    const void* columns;
+    bool wide;
     const u16* x;
     long long x_stride;
     int n, items;
@@ -174,11 +174,18 @@ struct Gather {
 
     Batch columns_of_batch(int first) const {
         Batch taken;
+        if (wide)
+            load_columns(static_cast<const u64*>(columns), first, taken);
+        else
+            load_columns(static_cast<const u32*>(columns), first, taken);
+        return taken;
+    }
+
+    template <class Pair>
+    void load_columns(const Pair* pairs, int first, Batch& taken) const {
 #pragma unroll
         for (int i = 0; i < batch; i++)
-            taken.columns[i] =
-                load_in_order(columns + item(first + i * threads + thread_index()).pair);
-        return taken;
+            taken.columns[i] = load_in_order(pairs + item(first + i * threads + thread_index()).pair);
     }
 
     Piece load_piece(int column, int of_n) const {
@@ -193,8 +200,8 @@ struct Gather {
 #pragma unroll
         for (int i = 0; i < batch; i++) {
             int of_n = least(item(first + i * threads + thread_index()).n, n - 1);
-            low[i] = load_piece(low_column(taken.columns[i]), of_n);
-            high[i] = load_piece(high_column(taken.columns[i]), of_n);
+            low[i] = load_piece(low_column(taken.columns[i], wide), of_n);
+            high[i] = load_piece(high_column(taken.columns[i], wide), of_n);
         }
 #pragma unroll
         for (int i = 0; i < batch; i++) {
@@ -298,9 +305,9 @@ DEVICE bool sums_of_parts(const Work& work, bool scheduled, int counter, float* 
 
 KERNEL void BOUNDS(threads, resident_blocks)
 decode(int tile_rows, const uint4* __restrict__ values, const u32* __restrict__ metadata,
-       const void* __restrict__ columns, const int* __restrict__ row_map, int keep_order,
-       const int* __restrict__ work_items, int full_tiles, int tile_steps, int part_steps,
-       int tile_parts, float* workspace, u32* counters, const u16* __restrict__ x,
+       const void* __restrict__ columns, int wide_columns, const int* __restrict__ row_map,
+       int keep_order, const int* __restrict__ work_items, int full_tiles, int tile_steps,
+       int part_steps, int tile_parts, float* workspace, u32* counters, const u16* __restrict__ x,
        long long x_stride, const u16* __restrict__ bias, int activation, const u16* factor,
        const u16* addend, u16* y, long long y_row, long long y_column, int n) {
     const Work work =
@@ -313,9 +320,9 @@ decode(int tile_rows, const uint4* __restrict__ values, const u32* __restrict__ 
 
     // Column ids come first, those of all warps: X waits for them, and they would queue behind the
     // weights. Without the barrier the compiler issues the weights before them.
-    const Gather gather = {
-        static_cast<const Columns*>(columns) + static_cast<long long>(work.first_step) * step_pairs,
-        x, x_stride, n, items_of(work.steps, n)};
+    const long long first_slot = static_cast<long long>(work.first_step) * step_columns;
+    const Gather gather = {static_cast<const u8*>(columns) + first_slot * (wide_columns ? 4 : 2),
+                           wide_columns != 0, x, x_stride, n, items_of(work.steps, n)};
     Batch taken;
     if (gather.items) taken = gather.columns_of_batch(0);
     barrier();
@@ -357,7 +364,7 @@ decode(int tile_rows, const uint4* __restrict__ values, const u32* __restrict__ 
 
     leave_partial(partials, slice, fragment, sums);
     barrier();
-    float totals[outputs_each];
+    float totals[outputs_each] = {};
     const int first_column = thread_index() / BLOCK_ROWS;
 #pragma unroll
     for (int i = 0; i < outputs_each; i++)
@@ -368,11 +375,13 @@ decode(int tile_rows, const uint4* __restrict__ values, const u32* __restrict__ 
         return;
     if (out.row < 0) return;
 #pragma unroll
+    for (int i = 0; i < outputs_each; i++) totals[i] += out.bias;
+    activate<1>(totals, activation);
+#pragma unroll
     for (int i = 0; i < outputs_each; i++) {
         int column = first_column + i * column_stride;
         if (column >= n) continue;
         long long at = out.row * y_row + column * y_column;
-        u16 value = from_float(activated(totals[i] + out.bias, activation));
-        store(y + at, combined(value, factor, addend, at));
+        store(y + at, combined(from_float(totals[i]), factor, addend, at));
     }
 }

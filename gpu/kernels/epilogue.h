@@ -13,6 +13,24 @@ DEVICE float activated(float value, int activation) {
     return value;
 }
 
+// The activation of each value. Code for all of them would be most of a kernel: the first few go
+// through it, and all move on by as many places until each is back at its own.
+template <int few, int count>
+DEVICE void activate(float (&values)[count], int activation) {
+    static_assert(count % few == 0, "");
+    if (activation == identity_activation) return;
+#pragma unroll 1
+    for (int turn = 0; turn < count / few; turn++) {
+        float done[few];
+#pragma unroll
+        for (int e = 0; e < few; e++) done[e] = activated(values[e], activation);
+#pragma unroll
+        for (int e = 0; e < count - few; e++) values[e] = values[e + few];
+#pragma unroll
+        for (int e = 0; e < few; e++) values[count - few + e] = done[e];
+    }
+}
+
 // A packed row that holds no output channel has -1 in the row map.
 struct OutputRow {
     int row;       // where it goes in Y, or -1

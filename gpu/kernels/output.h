@@ -9,7 +9,9 @@ template <int row_blocks, int column_blocks, class PackedRow>
 DEVICE void leave_output(const float (&sums)[row_blocks][column_blocks][4], u32 out, int stride,
                          int first_row, int first_column, PackedRow packed_row,
                          const int* row_map, const u16* bias, int activation) {
+    constexpr int row_values = column_blocks * 2;  // of a lane
     const int lane = lane_index();
+    float values[row_blocks * 2 * row_values];
 #pragma unroll
     for (int i = 0; i < row_blocks; i++) {
 #pragma unroll
@@ -17,13 +19,19 @@ DEVICE void leave_output(const float (&sums)[row_blocks][column_blocks][4], u32 
             int row = first_row + i * 16 + half * 8 + lane / 4;
             float offset = output_row(row_map, bias, packed_row(row), false).bias;
 #pragma unroll
-            for (int j = 0; j < column_blocks; j++) {
-                int column = first_column + j * 8 + lane % 4 * 2;
-                shared_store(out + row * stride + column * 2,
-                             pair_from_floats(
-                                 activated(sums[i][j][half * 2] + offset, activation),
-                                 activated(sums[i][j][half * 2 + 1] + offset, activation)));
-            }
+            for (int v = 0; v < row_values; v++)
+                values[(i * 2 + half) * row_values + v] = sums[i][v / 2][half * 2 + v % 2] + offset;
+        }
+    }
+    activate<8>(values, activation);
+#pragma unroll
+    for (int r = 0; r < row_blocks * 2; r++) {
+#pragma unroll
+        for (int j = 0; j < column_blocks; j++) {
+            int row = first_row + r * 8 + lane / 4, column = first_column + j * 8 + lane % 4 * 2;
+            shared_store(out + row * stride + column * 2,
+                         pair_from_floats(values[r * row_values + j * 2],
+                                          values[r * row_values + j * 2 + 1]));
         }
     }
 }

@@ -56,7 +56,7 @@ DEVICE void read_elements(const u16* in, long long stride, const void* positions
     }
 }
 
-KERNEL void BOUNDS(threads, 6)
+KERNEL void BOUNDS(threads, 5)
 transpose(const u16* __restrict__ in, long long in_stride, u16* __restrict__ out,
           long long out_stride, const void* __restrict__ positions, int wide_positions,
           int positions_of_out, int rows, int columns) {

@@ -248,7 +248,7 @@ def test_nothing_under_way_is_spilled(x_layout, sparse, architecture):
     matrix = packed(np.random.default_rng(13), 64, [128], sparse=sparse)
     for rows, n in ((16, 1), (64, 16)):
         plan = plan_of(matrix, n=n, block_rows=rows)
-        variant = plan.variant(n, bfloat16=True, x_layout=x_layout, wide_columns=False)
+        variant = plan.variant(n, bfloat16=True, x_layout=x_layout)
         compiled = compile_variant(variant, architecture)
         assert compiled.spilled_bytes == 0
         assert compiled.registers * plan.threads <= 32768

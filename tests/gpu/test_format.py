@@ -1,4 +1,4 @@
-"""The packed matrix: round trips, fragments by the manual's formulas, files, and a product."""
+"""The packed matrix: round trips, fragments by the manual's formulas, and files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 import gyroperm
 import naive
-from emulated import run
 from gyroperm.gpu import HinmMatrix, IndexTables
 from gyroperm.gpu.numbers import from_bits, to_bits
-from gyroperm.gpu.schedule import balanced
-from gyroperm.gpu.spmm import blocking, spmm_launch
 from gyroperm.pattern import Pattern
 from strategies import KINDS, packable_solutions, shuffled_solution
 
@@ -160,50 +157,6 @@ def test_metadata_is_what_torch_makes_for_cutlass():
                     assert np.array_equal(mine, expected)
 
 
-def kernel_product(packed, x):
-    """The product by the kernel, for X and Y as bits."""
-    n = x.shape[1]
-    sizes = blocking(packed.tile_size, n, sparse=packed.sparse, shared_limit=100_000)
-    schedule = balanced(packed.tile_steps, n, sizes.block_n, 5)
-    y = np.full((packed.shape[0], n), 0x7FFF, np.uint16)
-    launch = spmm_launch(
-        packed,
-        x,
-        y,
-        blocking=sizes,
-        bfloat16=packed.dtype == "bfloat16",
-        schedule=schedule,
-        work_ptr=schedule.work_ptr,
-        work_items=schedule.items,
-        workspace=np.full(max(schedule.slots, 1) * sizes.slot_values, np.nan, np.float32),
-        counters=np.zeros(max(schedule.counters, 1), np.uint32),
-    )
-    run(launch, seed=11)
-    return from_bits(y, packed.dtype)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "dtype"),
-    [
-        (Pattern.tvw(vec_ratio=0.5, vec_size=32, row_ratio=0.3), "float16"),
-        (Pattern.vector_nm(2, 4, 32), "bfloat16"),
-    ],
-    ids=["tvw", "vector_nm"],
-)
-def test_the_kernel_multiplies_what_is_packed(pattern, dtype):
-    rng = np.random.default_rng(6)
-    solution = shuffled_solution(rng.random((150, 200)), pattern, rng)
-    weights = rng.standard_normal((150, 200)).astype(np.float32)
-    packed = HinmMatrix.from_solution(solution, weights, dtype)
-    x = to_bits(rng.standard_normal((200, 56)), dtype)
-    numbers = from_bits(x, dtype)
-    reference = packed.matmul_reference(numbers)
-    scale = np.abs(packed.to_dense()).astype(np.float64) @ np.abs(numbers)
-    error = np.abs(kernel_product(packed, x) - reference)
-    half_ulp = 2.0**-11 if dtype == "float16" else 2.0**-8
-    assert (error <= half_ulp * np.abs(reference) + 2.0**-18 * scale).all()
-
-
 @pytest.mark.parametrize(
     ("pattern", "rows", "tiles", "tile_size"),
     [
@@ -212,9 +165,9 @@ def test_the_kernel_multiplies_what_is_packed(pattern, dtype):
         (Pattern.nm(), 100, 1, 128),
         (Pattern.nm(), 300, 3, 128),
         (Pattern.hinm(vec_ratio=0.5, vec_size=256), 300, 2, 256),
-        (Pattern.hinm(vec_ratio=0.5, vec_size=48), 100, 7, 16),
+        (Pattern.hinm(vec_ratio=0.5, vec_size=48), 100, 8, 16),
         (Pattern.hinm(vec_ratio=0.5, vec_size=96), 100, 4, 32),
-        (Pattern.hinm(vec_ratio=0.5, vec_size=192), 300, 5, 64),
+        (Pattern.hinm(vec_ratio=0.5, vec_size=192), 300, 6, 64),
         (Pattern.hinm(vec_ratio=0.5, vec_size=288), 300, 4, 128),
         (Pattern.hinm(vec_ratio=0.5, vec_size=None), 140, 2, 128),
         (Pattern(vec_size=None, vec_ratio=0.5, allocation="global", row_ratio=0.5), 300, 4, 128),

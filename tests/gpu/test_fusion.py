@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from emulated import run
+from emulated import EmulationError, run
 from gyroperm.gpu import IndexTables, fuse
 from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.fusion import fuse_columns, fusion, invert
-from gyroperm.gpu.source import Variant
+from gyroperm.gpu.source import Variant, text
 
 
 def consumer(rng, rows, slots):
@@ -77,6 +77,34 @@ def test_ids_that_name_no_row_are_written_nowhere():
     position_of = np.zeros(3, np.int32)
     run(invert(order, position_of), once=("position_of",))
     assert position_of.tolist() == [3, 5, 0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("k < slots;", "k <= slots;"),
+        ("k += grid_x() * threads", "k += threads"),
+        ("if (wide_fused)", "if (!wide_fused)"),
+        ("p < positions;", "p + 1 < positions;"),
+        ("row < 0 || row >= rows", "row < 0"),
+        ("row < 0 || row >= rows", "row >= rows"),
+        ("if (wide_positions)", "if (!wide_positions)"),
+    ],
+)
+def test_what_the_checks_catch(old, new):
+    # Positions that hold no row, and names of rows that there are not.
+    order = np.random.default_rng(5).permutation(np.arange(-9, 300)).astype(np.int32)
+    columns = np.arange(290, dtype=np.uint16)[::-1].copy()
+    position_of, fused = np.zeros(290, np.uint16), np.zeros(290, np.uint16)
+
+    def edit(source):
+        return source.replace(old, new)
+
+    with pytest.raises((EmulationError, AssertionError)):
+        for launch in fusion(order, position_of, [(columns, fused)]):
+            is_changed = old in text(f"{launch.variant.kernel}.cu")
+            run(launch, once=("position_of", "fused"), edit=edit if is_changed else None)
+        np.testing.assert_array_equal(order[fused], columns)
 
 
 @pytest.mark.parametrize("architecture", ["80", "120"])

@@ -246,6 +246,10 @@ def test_conflicts_are_those_of_the_order_alone():
             "            shared_store(at, chunk_of(results));\n        }\n    }\n    barrier();",
             "}}",
         ),
+        (
+            "thread_index() / 32) * 4, sum);\n    }\n    barrier();",
+            "thread_index() / 32) * 4, sum);\n    }",
+        ),
         ("for (int mask = 16; mask; mask /= 2)", "for (int mask = 8; mask; mask /= 2)"),
         ("from_float(to_float(from_float(", "from_float((("),
     ],
@@ -262,6 +266,27 @@ def test_what_the_checks_catch(old, new):
     with pytest.raises((EmulationError, AssertionError)):
         run(launch, edit=lambda source: source.replace(old, new))
         assert_normalised(out, tokens, weight, 1e-5, "float16", order)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("copy_wait<0>();\n    barrier();", "copy_wait<0>();"),
+        ("least(chunk_elements, channels - c * chunk_elements)", "chunk_elements"),
+        ("e < there ? entry(order, wide, first + e) * 2 : 0", "entry(order, wide, first + e) * 2"),
+        ("least(tokens_each, static_cast<int>(all_tokens - first))", "tokens_each"),
+    ],
+)
+def test_what_the_checks_catch_of_a_gather(old, new):
+    rng = np.random.default_rng(13)
+    # Two tokens a block, of which the last has one; and channels that end within a chunk.
+    tokens, out = layout((2049, 30), "aligned"), layout((2049, 30), "aligned")
+    tokens[...] = rng.integers(0, POISON, tokens.shape, dtype=np.uint16)
+    order = rng.permutation(30)
+    launch = permute(tokens, order.astype(np.uint16), out)
+    with pytest.raises((EmulationError, AssertionError)):
+        run(launch, once=("out",), edit=lambda source: source.replace(old, new))
+        np.testing.assert_array_equal(out, tokens[:, order])
 
 
 @pytest.mark.parametrize("architecture", ["80", "120"])

@@ -131,7 +131,7 @@ def test_the_narrowest_and_the_widest_blocks_and_windows(kind, layout):
 @pytest.mark.parametrize("architecture", ["80", "120"])
 @pytest.mark.parametrize("V", [64, 128])
 def test_the_widest_blocks_fit_into_registers(V, architecture):
-    found = blockings(V, 4096, sparse=True, shared_limit=CARD.shared_limit)
+    found = blockings(V, 4096, sparse=True, shared_limit=CARD.shared_limit, thorough=True)
     widest = next(one for one in found if one.block_n == 256)
     compiled = compile_variant(widest.variant(bfloat16=True, aligned=True), architecture)
     assert compiled.spilled_bytes == 0

@@ -94,6 +94,11 @@ def test_tile_sizes(tile_size, dtype, n):
     case.check(product(case), case.reference())
 
 
+def test_dense_inside_in_bfloat16():
+    case = make_case(Pattern.vector_nm(2, 4, 32), (150, 200), 56, dtype="bfloat16")
+    case.check(product(case), case.reference())
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_bias_and_activation(activation, dtype):
