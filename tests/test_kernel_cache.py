@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gyroperm.solvers.kernels
+from gyroperm.solvers.kernels.jit import fast_kernel, kernel
 
 _KERNELS = Path(gyroperm.solvers.kernels.__file__).parent
 
@@ -42,3 +43,19 @@ def test_compiled_code_older_than_a_kernel_is_dropped(tmp_path, stale):
     for file in cached:
         os.utime(file, (newest, newest + (-10 if stale else 10)))
     assert _hits(tmp_path) == (0 if stale else 1)
+
+
+@kernel
+def _rounded(value, large):
+    return (value + large) - large
+
+
+@fast_kernel
+def _rounded_by_a_fast_kernel(value, large):
+    return _rounded(value, large)
+
+
+def test_a_kernel_keeps_its_order_where_a_fast_one_is_compiled_first():
+    # Reordered, the large number would cancel, and the value come back unrounded.
+    assert _rounded_by_a_fast_kernel(0.3, 2.0**52) == 0.0
+    assert _rounded(0.3, 2.0**52) == 0.0

@@ -40,7 +40,9 @@ def _compiled(function: F, **options: Any) -> F:
 
 def kernel(function: F) -> F:
     """Compile without the interpreter lock, cached on disk, with IEEE arithmetic in order."""
-    return _compiled(function)
+    # Said, not left out: a kernel that is compiled first where a fast one calls it would inherit
+    # that one's arithmetic, and be cached so.
+    return _compiled(function, fastmath=False, error_model="python")
 
 
 def fast_kernel(function: F) -> F:
