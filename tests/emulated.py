@@ -18,7 +18,12 @@ from gyroperm.gpu.source import Variant, headers, parameters, text
 
 FOLDER = Path(__file__).parent / "emulation"
 GUARD = 256  # bytes of a zone on each side of a buffer
-_OPTIONS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti")
+# What would not do the same on a device, but for addresses, which the emulation checks.
+_TRAPPED = "shift,signed-integer-overflow,integer-divide-by-zero,bounds"
+_OPTIONS = (
+    *("-std=c++17", "-O0", "-g0", "-shared", "-fPIC", "-fno-exceptions", "-fno-rtti"),
+    *("-fno-sanitize=all", f"-fsanitize={_TRAPPED}", f"-fsanitize-trap={_TRAPPED}"),
+)
 
 
 class EmulationError(Exception):

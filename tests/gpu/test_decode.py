@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from emulated import EmulationError, run
-from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.decode import DecodePlan, decode_launch
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
@@ -238,20 +237,6 @@ def test_more_steps_than_a_warp_has_under_way(sparse):
     plan = plan_of(matrix, n=8, block_rows=128, part_steps=10)
     check(rng, matrix, plan, 8, x_pad=1)
     check(rng, matrix, plan, 1, bias=True)
-
-
-@pytest.mark.parametrize("x_layout", [0, 1, 2])
-@pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("architecture", ["80", "90"])
-def test_nothing_under_way_is_spilled(x_layout, sparse, architecture):
-    pytest.importorskip("cupy_backends")
-    matrix = packed(np.random.default_rng(13), 64, [128], sparse=sparse)
-    for rows, n in ((16, 1), (64, 16)):
-        plan = plan_of(matrix, n=n, block_rows=rows)
-        variant = plan.variant(n, bfloat16=True, x_layout=x_layout)
-        compiled = compile_variant(variant, architecture)
-        assert compiled.spilled_bytes == 0
-        assert compiled.registers * plan.threads <= 32768
 
 
 def test_a_matrix_without_a_step():

@@ -5,9 +5,8 @@ import pytest
 
 from emulated import EmulationError, run
 from gyroperm.gpu import IndexTables, fuse
-from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.fusion import fuse_columns, fusion, invert
-from gyroperm.gpu.source import Variant, text
+from gyroperm.gpu.source import text
 
 
 def consumer(rng, rows, slots):
@@ -105,13 +104,6 @@ def test_what_the_checks_catch(old, new):
             is_changed = old in text(f"{launch.variant.kernel}.cu")
             run(launch, once=("position_of", "fused"), edit=edit if is_changed else None)
         np.testing.assert_array_equal(order[fused], columns)
-
-
-@pytest.mark.parametrize("architecture", ["80", "120"])
-@pytest.mark.parametrize("kernel", ["invert", "fuse"])
-def test_it_compiles_without_spills(kernel, architecture):
-    pytest.importorskip("cupy")
-    assert compile_variant(Variant.of(kernel, {}), architecture).spilled_bytes == 0
 
 
 NARROW, WIDE = np.zeros(8, np.uint16), np.zeros(8, np.int32)

@@ -112,7 +112,7 @@ def test_the_narrowest_and_the_widest_blocks_and_windows(kind, layout):
     name, *width = kind.split()
     ways = [
         one.way
-        for one in candidates(matrix, n, layout, CARD, window=placed.window)
+        for one in candidates(matrix, n, layout, CARD, window=placed.window, thorough=True)
         if one.way.kind == name and (not width or ("block_n", int(width[0])) in one.way.parameters)
     ]
     plan = make_plan(ways[0], planned_columns(n), placed, TARGET)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from emulated import EmulationError, run
-from gyroperm.gpu.compiler import compile_variant
-from gyroperm.gpu.source import Variant
 from gyroperm.gpu.transpose import to_features, to_tokens
 
 POISON = 0x7E57
@@ -165,15 +163,6 @@ def test_what_the_checks_catch_of_parts_of_a_tile(name):
             edit=lambda source: source.replace(old, new),
         )
         np.testing.assert_array_equal(features, tokens.T)
-
-
-@pytest.mark.parametrize("architecture", ["80", "120"])
-def test_it_compiles_without_spills(architecture):
-    pytest.importorskip("cupy")
-    cubin = compile_variant(Variant.of("transpose", {}), architecture)
-    assert cubin.spilled_bytes == 0
-    # Five blocks of 256 threads, 40 KiB under way, on a multiprocessor of 64 Ki registers.
-    assert cubin.registers <= 48
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from emulated import EmulationError, run
 from gyroperm import Pattern, solve
-from gyroperm.gpu.compiler import compile_variant
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.numbers import from_bits, to_bits
@@ -415,18 +414,8 @@ def test_bad_arguments_are_named():
 def test_solutions_multiply_as_their_masked_weights(pattern):
     rng = np.random.default_rng(8)
     weights = rng.standard_normal((90, 150)).astype(np.float16)
-    solution = solve(weights, pattern=pattern, method="random")
+    solution = solve(weights, pattern=pattern, method="random", options={"count": 1})
     matrix = HinmMatrix.from_solution(solution, weights)
     assert (matrix.to_dense() == np.where(solution.mask, weights, 0)).all()
     plan = window_plan(matrix, SPARSE)
     multiply(matrix, plan, 65, rng, full=True, activation="relu")
-
-
-@pytest.mark.parametrize("architecture", ["80", "90"])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_two_blocks_fit_without_spilled_registers(architecture, sparse):
-    pytest.importorskip("cupy")
-    blocking = window_blocking(32, 4096, sparse=sparse, shared_limit=166912)
-    cubin = compile_variant(blocking.variant(bfloat16=True, aligned=True), architecture)
-    assert cubin.spilled_bytes == 0
-    assert cubin.registers * blocking.threads * 2 <= 65536
