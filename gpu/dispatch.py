@@ -129,10 +129,13 @@ def explain(
     """
     _check(n, layout)
     card = card if card is not None else _current_card()
-    found = _sorted(
-        candidates(matrix, n, layout, card, window=window, aligned=aligned, thorough=True)
-    )
     measured = dict(tuned.measured(matrix, n, layout, aligned=aligned)) if tuned else {}
+    # Predictions choose among few ways, measurements among all that were tried.
+    found = _sorted(
+        candidates(
+            matrix, n, layout, card, window=window, aligned=aligned, thorough=bool(measured)
+        )
+    )
     tiles = Tiles.of(matrix)
     inside = "two of four" if matrix.sparse else "all"
     head = (
