@@ -132,9 +132,7 @@ def explain(
     measured = dict(tuned.measured(matrix, n, layout, aligned=aligned)) if tuned else {}
     # Predictions choose among few ways, measurements among all that were tried.
     found = _sorted(
-        candidates(
-            matrix, n, layout, card, window=window, aligned=aligned, thorough=bool(measured)
-        )
+        candidates(matrix, n, layout, card, window=window, aligned=aligned, thorough=bool(measured))
     )
     tiles = Tiles.of(matrix)
     inside = "two of four" if matrix.sparse else "all"
