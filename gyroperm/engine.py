@@ -145,8 +145,9 @@ def solve(
     groups = checked_integer("groups", groups, 1)
     problem, view = _problem(weights, saliency, pattern, groups, normalize)
     stop = _combined_stop(stop, time_limit)
+    threads = checked_threads(threads)
     if method == "auto" and not options:
-        method = chosen_method(problem, stop)
+        method = chosen_method(problem, stop, threads)
     found = registry.get(method)
     checked_options = found.make_options(options)
     seed = checked_integer("seed", seed, 0)
@@ -160,7 +161,7 @@ def solve(
         stop=stop,
         seed=seed,
         start=start,
-        threads=checked_threads(threads),
+        threads=threads,
         progress=progress,
         effort=effort,
     )

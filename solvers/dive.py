@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -10,19 +9,22 @@ from typing import ClassVar
 from gyroperm.arguments import checked_integer
 from gyroperm.arrangement import Arrangement
 from gyroperm.pattern import Pattern
+from gyroperm.problem import Problem
+from gyroperm.solvers.chains import best_of_chains, two_level_chains_in
 from gyroperm.solvers.identity import identity_arrangement
 from gyroperm.solvers.parallel import parallel_map
-from gyroperm.solvers.partition.master import Master
-from gyroperm.solvers.partition.relaxation import Clock, generate
-from gyroperm.solvers.partition.repair import follow
+from gyroperm.solvers.partition.blocks import dive_in_blocks
+from gyroperm.solvers.partition.repair import repair
 from gyroperm.solvers.partition.tiles import StartOptions, Tiles
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.search import Search
 
-# The part of the time that is left for what follows the relaxation.
-_RESERVED = 0.5
 # The start's share of the search, for plain N:M and for patterns with a vector level.
 _PLAIN_START, _START = 0.1, 0.5
+# Seconds of a dive along the columns that a tile keeps, which grow with their number.
+_TILE_SECONDS, _KEPT, _GROWTH = 0.6, 192, 1.5
+# How much more is set aside for it.
+_SPARE = 1.5
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class DiveOptions(StartOptions):
     ----------
     start, start_share
         See :class:`~gyroperm.solvers.partition.tiles.StartOptions`; by default a tenth for plain
-        N:M, and half where the start also chooses rows and vectors, which stay as they are.
+        N:M, and half or more where the start also chooses rows and vectors, which stay as they are.
     patience : int
         Parts in a row that are solved anew without improvement, after which it ends.
     """
@@ -50,6 +52,22 @@ class DiveOptions(StartOptions):
 def can_dive(pattern: Pattern) -> bool:
     """Whether there is a partition to find: tiles with an order of their own, and m above 2."""
     return pattern.window is None and 3 <= pattern.m != pattern.n
+
+
+def _start_share(search: Search) -> float:
+    """What dives leave of the time, in which rows and vectors are chosen; little for plain N:M."""
+    if search.problem.pattern.is_plain:
+        return _PLAIN_START
+    if not search.by_clock:
+        return _START
+    threads = min(search.threads, len(search.problem.tile_block))
+    dives = _SPARE * tile_seconds(search.problem) / threads
+    return max(_START, 1.0 - dives / max(search.seconds_left, dives))
+
+
+def tile_seconds(problem: Problem) -> float:
+    """About how long it takes one thread to dive in all tiles of a pattern with a vector level."""
+    return _TILE_SECONDS * problem.tiles * (problem.kept_columns / _KEPT) ** _GROWTH
 
 
 @register("dive", options=DiveOptions)
@@ -70,37 +88,34 @@ def solve(search: Search, options: DiveOptions) -> Arrangement:
         )
     if search.stopped() or not can_dive(pattern):
         return search.initial or identity_arrangement(search.problem)
-    share = options.start_share or (_PLAIN_START if pattern.is_plain else _START)
-    tiles = Tiles(search, options, share)
+    # Which rows share a tile is settled by the start, and for good: several are tried.
+    if not pattern.is_plain and search.by_clock:
+        in_a_row = two_level_chains_in(search.seconds_left, search.problem)
+        if in_a_row > 1:
+            return best_of_chains(search, in_a_row, partial(_valued, options=options))[1]
+    return _valued(search, options)[1]
+
+
+def _valued(search: Search, options: DiveOptions) -> tuple[float, Arrangement]:
+    """What is found from one start, after what it keeps."""
+    tiles = Tiles(search, options, options.start_share or _start_share(search))
     # Where rounds are counted, what ends the search must not depend on the number of threads.
     threads = search.threads if search.by_clock else 1
+    prices = dive_in_blocks(search, tiles, threads)
+    whole = sorted(prices)
 
-    def improve(t: int) -> None:
-        _improve(search, tiles, t, options.patience, tiles.clock(t, threads))
-
-    parallel_map(improve, range(len(tiles.instances)), threads)
-    return tiles.arrangement()
-
-
-def _improve(search: Search, tiles: Tiles, t: int, patience: int, clock: Clock) -> None:
-    """Partition the columns of a tile anew."""
-    instance, record = tiles.instances[t], tiles.recorder(t)
-    best = instance.as_it_lies
-    values = instance.values(best)
-    master = Master(len(instance.columns), instance.m)
-    master.add(best, values)
-    # Diving along prices that are not yet those of the relaxation beats not diving.
-    reserve = _RESERVED * clock.left if math.isfinite(clock.left) else 0.0
-    u = generate(instance, master, clock, reserve, partial(record, math.fsum(values)))
-    if u is not None:
-        best = follow(
-            instance,
-            master,
-            best,
-            u,
-            patience=patience,
-            clock=clock,
+    def improve(turn: int) -> None:
+        t = whole[turn]
+        groups = repair(
+            tiles.instances[t],
+            tiles.groups(t),
+            prices[t],
+            patience=options.patience,
+            clock=tiles.clock(turn, len(whole), threads),
             random=search.random(t),
-            record=record,
+            record=tiles.recorder(t),
         )
-        tiles.replace(t, best)
+        tiles.replace(t, slice(None), groups)
+
+    parallel_map(improve, range(len(whole)), threads)
+    return tiles.value, tiles.arrangement()

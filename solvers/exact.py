@@ -97,7 +97,7 @@ def _solve_tiles(search: Search, options: ExactOptions) -> Arrangement:
             branch=True,
             max_groups=options.max_groups,
             threads=search.threads,
-            clock=tiles.clock(t),
+            clock=tiles.clock(t, len(tiles.instances)),
             random=search.random(t),
             record=tiles.recorder(t),
         )
@@ -108,7 +108,7 @@ def _solve_tiles(search: Search, options: ExactOptions) -> Arrangement:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        tiles.replace(t, proof.best)
+        tiles.replace(t, slice(None), proof.best)
         proofs.append(proof)
     # The best is recorded even if nothing else was.
     search.improve(tiles.value)

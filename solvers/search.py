@@ -199,13 +199,16 @@ _CHAIN = 1 << 20
 class _Chain(Search):
     """See :meth:`Search.chain`."""
 
-    def __init__(self, whole: Search, index: int, stop: Criterion) -> None:
+    def __init__(self, whole: Search, index: int, stop: Stop | None) -> None:
         super().__init__(whole.problem, seed=whole.seed, stop=stop)
         self._whole = whole
         self._index = index
 
     def random(self, *stream: int) -> np.random.Generator:
         return self._whole.random(_CHAIN, self._index, *stream)
+
+    def part(self, share: float) -> Search:
+        return _Chain(self._whole, self._index, _Share(self._stop, share))
 
     def record(self, retained: float | None = None) -> None:
         super().record(retained)
@@ -221,6 +224,7 @@ class _Stretch(Criterion):
     def __init__(self, whole: Search, begin: float, end: float) -> None:
         self._whole = whole
         self._begin, self._end = begin, end
+        self._seconds = (end - begin) * (whole.seconds + whole.seconds_left)
 
     def __call__(self, state: SearchState) -> bool:
         return self._whole.stopped() or self.progress(state) >= 1.0
@@ -230,6 +234,9 @@ class _Stretch(Criterion):
         if now is None or now >= self._end:
             return 1.0
         return max(0.0, (now - self._begin) / (self._end - self._begin))
+
+    def seconds_allowed(self) -> float:
+        return self._seconds
 
 
 class _Share(Criterion):

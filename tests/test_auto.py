@@ -19,23 +19,29 @@ def problem(rows, columns, pattern):
     ("shape", "pattern", "stop", "method"),
     [
         ((384, 384), Pattern.nm(2, 4), TimeLimit(1), "assign"),
-        ((384, 384), Pattern.nm(2, 4), TimeLimit(30), "dive"),
+        ((384, 384), Pattern.nm(2, 4), TimeLimit(5), "dive"),
+        ((1536, 384), Pattern.nm(2, 4), TimeLimit(5), "assign"),
+        ((1536, 384), Pattern.nm(2, 4), TimeLimit(30), "dive"),
         ((384, 384), Pattern.nm(2, 4), TimeLimit(30) | MaxRounds(5), "dive"),
         ((384, 384), Pattern.nm(2, 4), MaxRounds(5), "assign"),
         ((384, 384), Pattern.nm(2, 4), None, "assign"),
         ((384, 384), Pattern.nm(1, 2), TimeLimit(30), "assign"),
         ((384, 384), Pattern.nm(4, 4), TimeLimit(30), "assign"),
-        ((384, 384), Pattern.hinm(vec_size=32), TimeLimit(30), "assign"),
-        ((384, 384), Pattern.hinm(vec_size=32), TimeLimit(60), "dive"),
+        ((384, 384), Pattern.hinm(vec_size=32), TimeLimit(4), "assign"),
+        ((384, 384), Pattern.hinm(vec_size=32), TimeLimit(5), "dive"),
+        ((1536, 384), Pattern.hinm(vec_size=32), TimeLimit(5), "assign"),
+        ((1536, 384), Pattern.hinm(vec_size=32), TimeLimit(60), "dive"),
         ((384, 384), Pattern.tvw(vec_size=32), TimeLimit(60), "assign"),
-        ((384, 1536), Pattern.hinm(vec_size=32), TimeLimit(60), "assign"),
+        ((384, 1536), Pattern.hinm(vec_size=32), TimeLimit(30), "assign"),
+        ((384, 1536), Pattern.hinm(vec_size=32), TimeLimit(60), "dive"),
+        ((4096, 4096), Pattern.hinm(vec_size=128), TimeLimit(60), "assign"),
         ((384, 1536), Pattern.nm(2, 4), TimeLimit(30), "assign"),
         ((128, 64), Pattern.nm(2, 4), TimeLimit(3), "assign"),
         ((128, 64), Pattern.nm(2, 4), TimeLimit(5), "dive"),
     ],
 )
 def test_the_method_follows_the_time_and_the_size(shape, pattern, stop, method):
-    assert chosen_method(problem(*shape, pattern), stop) == method
+    assert chosen_method(problem(*shape, pattern), stop, 2) == method
 
 
 def test_auto_says_which_method_ran():

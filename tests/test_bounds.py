@@ -24,6 +24,7 @@ from gyroperm.solvers import Search
 from gyroperm.solvers.partition.cuts import broken_cuts, pair_shares
 from gyroperm.solvers.partition.instance import Instance
 from gyroperm.solvers.partition.master import Master
+from gyroperm.solvers.partition.pool import Pool
 from gyroperm.solvers.partition.pricing import all_prices, local_prices
 from gyroperm.solvers.partition.relaxation import Clock, certified, relax
 from strategies import saliencies
@@ -129,9 +130,8 @@ def test_the_relaxation_is_that_over_all_groups():
     every = np.array(list(combinations(range(12), 3)), dtype=np.int32)
     whole = Master(12, 3)
     whole.add(every, instance.values(every))
-    few = Master(12, 3)
     start = np.arange(12, dtype=np.int32).reshape(4, 3)
-    few.add(start, instance.values(start))
+    few = Pool(start, instance.values(start), instance.shares(start))
     certificate = relax(instance, few, threads=1, clock=Clock(60.0, never))
     assert certificate.converged
     assert certificate.bound == pytest.approx(whole.solve(60.0).value, rel=1e-8)

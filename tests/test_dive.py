@@ -14,10 +14,13 @@ import naive
 from gyroperm import MaxRounds, Pattern, TimeLimit, solve
 from gyroperm.problem import Problem
 from gyroperm.solvers import Search, registry
+from gyroperm.solvers.partition.blocks import dive_in_blocks
 from gyroperm.solvers.partition.diving import dive
 from gyroperm.solvers.partition.instance import Instance
+from gyroperm.solvers.partition.pool import Pool
 from gyroperm.solvers.partition.relaxation import Clock
 from gyroperm.solvers.partition.repair import repair
+from gyroperm.solvers.partition.tiles import Tiles
 from strategies import saliencies
 
 
@@ -49,10 +52,25 @@ def test_it_beats_annealed_assignment_on_a_hundred_columns():
 def test_a_dive_is_a_partition():
     instance = Instance(np.ascontiguousarray(uniform(12, 24).T), 2, 4)
     groups = np.arange(24, dtype=np.int32).reshape(-1, 4)
-    found = dive(instance, groups, np.ones(24), Clock(60.0, lambda: False))
+    values, shares = instance.values(groups), instance.shares(groups)
+    found = dive(instance, Pool(groups, values, shares), Clock(60.0, lambda: False))
     assert sorted(found.reshape(-1).tolist()) == list(range(24))
-    assert math.fsum(instance.values(found)) > math.fsum(instance.values(groups))
-    assert dive(instance, groups, np.ones(24), Clock(0.0, lambda: False)) is None
+    assert math.fsum(instance.values(found)) > math.fsum(values)
+    assert dive(instance, Pool(groups, values, shares), Clock(0.0, lambda: False)) is None
+
+
+@pytest.mark.parametrize("stop", [MaxRounds(300), TimeLimit(3)], ids=["rounds", "clock"])
+def test_many_groups_are_improved_in_blocks(stop):
+    S = uniform(8, 400)
+    search = Search(Problem(S, Pattern.nm()), stop=stop, threads=2)
+    method = registry.get("dive")
+    tiles = Tiles(search, method.make_options({"start": "identity"}), 0.1)
+    before = tiles.value
+    assert dive_in_blocks(search, tiles, 2) == {}
+    assert tiles.value > before
+    assert math.fsum(tiles.instances[0].values(tiles.groups(0))) == tiles.value
+    assert sorted(tiles.groups(0).reshape(-1).tolist()) == list(range(400))
+    assert sorted(tiles.arrangement().col_order.tolist()) == list(range(400))
 
 
 def test_repairs_never_lose():

@@ -46,6 +46,10 @@ class Instance:
         X[real] = saliency[np.ix_(rows[rows >= 0], columns[real])].T
         return cls(X, n, m)
 
+    def part(self, columns: NDArray[np.integer]) -> Instance:
+        """The same problem for some of the columns, in the order given."""
+        return Instance(np.ascontiguousarray(self.columns[columns]), self.n, self.m)
+
     @property
     def groups(self) -> int:
         """G, the groups of a partition."""
@@ -74,6 +78,14 @@ class Instance:
         values = np.empty(len(groups))
         exact_values(self.columns, groups, self.n, values)
         return values
+
+    def shares(self, groups: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each column keeps in the groups of a partition (G, m), (C',), in float64."""
+        held = self.columns[groups]
+        least = np.partition(held, self.m - self.n, axis=1)[:, self.m - self.n, None]
+        shares = np.empty(len(self.columns))
+        shares[groups] = np.where(held >= least, held, 0.0).sum(axis=2)
+        return shares
 
 
 def scaled(saliency: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:

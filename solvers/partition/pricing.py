@@ -16,8 +16,6 @@ from gyroperm.solvers.kernels.pricing import price_exchanges, price_groups
 from gyroperm.solvers.parallel import parallel_map
 from gyroperm.solvers.partition.instance import Instance
 
-# A group counts as worth more than it pays above this share of the mean group's value.
-TOLERANCE = 1e-10
 # Local search among groups: how many are exchanged at a time, and for how many rounds.
 _WIDTH, _ROUNDS = 1000, 4
 # The terms of one call of the exhaustive kernel, and of the exchanges, which take longer for
@@ -33,6 +31,7 @@ def local_prices(
     starts: NDArray[np.int32],
     floor: float,
     stopped: Callable[[], bool] = lambda: False,
+    threads: int = 1,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Groups of reduced cost above ``floor`` that local search finds from given groups.
 
@@ -49,7 +48,7 @@ def local_prices(
     for _ in range(_ROUNDS):
         if stopped():
             break
-        cost, best = _exchanges(instance, u, current, stopped)
+        cost, best = _exchanges(instance, u, current, stopped, threads)
         worth = cost > floor
         found, gains = np.sort(best[worth], axis=1), cost[worth]
         order = np.argsort(-gains, kind="stable")
@@ -74,16 +73,21 @@ def _exchanges(
     u: NDArray[np.float64],
     groups: NDArray[np.int32],
     stopped: Callable[[], bool],
+    threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """The best exchange of each group and place, of no worth where it was stopped before."""
     costs = np.full(groups.shape, -np.inf)
     best = np.zeros((*groups.shape, instance.m), dtype=np.int32)
     step = max(1, int(_EXCHANGE_TERMS / (instance.m * instance.columns.size)))
-    for first in range(0, len(groups), step):
+    step = min(step, -(-len(groups) // threads))
+
+    def run(first: int) -> None:
         if first and stopped():
-            break
+            return
         part = slice(first, first + step)
         price_exchanges(instance.rounded_up, u, groups[part], instance.n, costs[part], best[part])
+
+    parallel_map(run, range(0, len(groups), step), threads)
     return costs, best
 
 

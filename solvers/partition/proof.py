@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gyroperm.solvers.partition.closing import Closing
 from gyroperm.solvers.partition.instance import Instance
-from gyroperm.solvers.partition.master import Master
+from gyroperm.solvers.partition.pool import Pool
 from gyroperm.solvers.partition.pricing import Prices, all_prices
 from gyroperm.solvers.partition.relaxation import Certificate, Clock, relax
 from gyroperm.solvers.partition.repair import follow
@@ -89,12 +89,10 @@ def prove(
     starts = [np.sort(groups, axis=1).astype(np.int32) for groups in starts]
     worth = [math.fsum(instance.values(groups)) for groups in starts]
     best, value = starts[int(np.argmax(worth))], max(worth)
-    master = Master(len(instance.columns), instance.m)
+    pool = Pool(best, instance.values(best), instance.shares(best))
     for groups in starts:
-        master.add(groups, instance.values(groups))
-    certificate = relax(
-        instance, master, threads=threads, clock=clock, record=lambda: record(value)
-    )
+        pool.add(groups, instance.values(groups))
+    certificate = relax(instance, pool, threads=threads, clock=clock, record=lambda: record(value))
     if certificate is None:
         return Proof(math.inf, RELAXATION, best, value)
     relaxed = Proof(max(certificate.bound, value), RELAXATION, best, value)
@@ -103,7 +101,7 @@ def prove(
     if not _is_nearly_closed(instance, certificate, value, clock):
         best = follow(
             instance,
-            master,
+            pool,
             best,
             certificate.u,
             patience=_PATIENCE,

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm.solvers.partition.instance import Instance
-from gyroperm.solvers.partition.master import Master
+from gyroperm.solvers.partition.pool import Pool
 from gyroperm.solvers.partition.pricing import (
-    TOLERANCE,
     Prices,
     all_prices,
     local_prices,
@@ -21,7 +20,7 @@ from gyroperm.solvers.partition.pricing import (
 )
 
 # New groups of a round: until every column has so many, the best first.
-_PER_COLUMN = 12
+PER_COLUMN = 4
 # Groups that local search starts from: those of the largest reduced cost, mostly the basis.
 STARTS = 1500
 # Groups that an exhaustive pricing may list before it gives only the best of each column.
@@ -90,7 +89,7 @@ def certified(u: NDArray[np.float64], best: NDArray[np.float64], m: int) -> floa
 
 def relax(
     instance: Instance,
-    master: Master,
+    pool: Pool,
     *,
     threads: int,
     clock: Clock,
@@ -105,8 +104,8 @@ def relax(
     Parameters
     ----------
     instance : Instance
-    master : Master
-        Holds a partition at least; grows.
+    pool : Pool
+        Grows.
     threads : int
     clock : Clock
     record : callable
@@ -124,14 +123,14 @@ def relax(
         return None
     certificate: Certificate | None = None
     while clock.left > reserve:
-        u = generate(instance, master, clock, reserve, record)
+        u = generate(instance, pool, clock, reserve, record, threads)
         if u is None:
             break
         begin = time.perf_counter()
         prices = all_prices(
             instance,
             u,
-            threshold=floor_cost(master),
+            threshold=pool.floor,
             capacity=_LISTED,
             threads=threads,
             stopped=clock.stopped,
@@ -143,10 +142,10 @@ def relax(
         groups = np.ascontiguousarray(prices.groups)
         values = instance.values(groups)
         costs = values - u[groups].sum(axis=1)
-        best = _best_costs(prices, groups, costs, floor_cost(master))
+        best = _best_costs(prices, groups, costs, pool.floor)
         bound = certified(u, best, instance.m)
-        worth = costs > floor_cost(master)
-        added = master.add(*spread(master, groups[worth], values[worth], costs[worth]))
+        worth = costs > pool.floor
+        added = pool.add_best(groups[worth], values[worth], costs[worth], PER_COLUMN)
         if certificate is None or bound < certificate.bound:
             certificate = Certificate(bound, u, added == 0)
         if added == 0:
@@ -154,37 +153,45 @@ def relax(
     return certificate
 
 
-def floor_cost(master: Master) -> float:
-    """Above which reduced cost a group is worth more than it pays."""
-    return TOLERANCE * float(master.values.mean())
-
-
 def generate(
     instance: Instance,
-    master: Master,
+    pool: Pool,
     clock: Clock,
     reserve: float,
     record: Callable[[], None],
+    threads: int = 1,
 ) -> NDArray[np.float64] | None:
     """Add groups until local search finds none, or so little time is left; the prices then.
 
     None if the time did not suffice for any.
     """
+
+    def over() -> bool:
+        return clock.left <= reserve
+
     u = None
-    while (left := clock.left - reserve) > 0.0:
-        relaxed = master.solve(left)
+    while not over():
+        relaxed = pool.solve(over)
         record()
         if relaxed is None:
             break
-        u = relaxed.duals.u
-        costs = master.values - u[master.groups].sum(axis=1)
-        starts = master.groups[np.argsort(-costs, kind="stable")[:STARTS]]
-        groups, costs = local_prices(
-            instance, u, starts, floor_cost(master), lambda: clock.left <= reserve
-        )
-        if not master.add(*spread(master, groups, instance.values(groups), costs)):
+        u = relaxed.u
+        if not extend(instance, pool, u, over, threads):
             break
     return u
+
+
+def extend(
+    instance: Instance,
+    pool: Pool,
+    u: NDArray[np.float64],
+    stopped: Callable[[], bool],
+    threads: int,
+) -> int:
+    """Add groups that are worth more than they pay, by local search; returns how many."""
+    starts = pool.groups[np.argsort(-pool.costs(u), kind="stable")[:STARTS]]
+    groups, costs = local_prices(instance, u, starts, pool.floor, stopped, threads)
+    return pool.add_best(groups, instance.values(groups), costs, PER_COLUMN)
 
 
 def _best_costs(
@@ -196,21 +203,3 @@ def _best_costs(
     best = np.full(len(prices.best), floor)
     np.maximum.at(best, groups, costs[:, None])
     return np.minimum(best, prices.best)
-
-
-def spread(
-    master: Master,
-    groups: NDArray[np.int32],
-    values: NDArray[np.float64],
-    costs: NDArray[np.float64],
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """The new ones of the largest reduced costs, so many for each column, and their values."""
-    order = np.argsort(-costs, kind="stable")
-    order = order[master.unknown(groups[order])]
-    counts = np.zeros(int(master.groups.max()) + 1, dtype=np.int64)
-    chosen = []
-    for i in order.tolist():
-        if counts[groups[i]].min() < _PER_COLUMN:
-            counts[groups[i]] += 1
-            chosen.append(i)
-    return groups[chosen], values[chosen]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gyroperm.solvers.partition.closing import Closing
 from gyroperm.solvers.partition.diving import dive
 from gyroperm.solvers.partition.instance import Instance
-from gyroperm.solvers.partition.master import Master
+from gyroperm.solvers.partition.pool import Pool
 from gyroperm.solvers.partition.pricing import all_prices
 from gyroperm.solvers.partition.relaxation import Clock, relax
 
@@ -72,7 +72,7 @@ def repair(
         weights = excess + 0.1 * excess.mean() + 1e-300
         chosen = random.choice(len(best), size=size, replace=False, p=weights / weights.sum())
         columns = np.ascontiguousarray(best[chosen].reshape(-1))
-        part = Instance(np.ascontiguousarray(instance.columns[columns]), instance.n, instance.m)
+        part = instance.part(columns)
         groups = columns[_solve(part, clock)]
         new = instance.values(groups)
         stale += 1
@@ -100,9 +100,8 @@ def _part_sizes(instance: Instance) -> list[int]:
 def _solve(part: Instance, clock: Clock) -> NDArray[np.int32]:
     """The best partition of a small instance, or one that is not worse than as it lies."""
     start = part.as_it_lies
-    master = Master(len(part.columns), part.m)
-    master.add(start, part.values(start))
-    certificate = relax(part, master, threads=1, clock=clock)
+    pool = Pool(start, part.values(start), part.shares(start))
+    certificate = relax(part, pool, threads=1, clock=clock)
     if certificate is None:
         return start
     gap = certificate.bound - math.fsum(part.values(start))
@@ -114,7 +113,7 @@ def _solve(part: Instance, clock: Clock) -> NDArray[np.int32]:
     if prices is None:
         return start
     # Where there are too many, those of the relaxation's pool are enough to find a better one.
-    groups = prices.groups if prices.complete else master.groups
+    groups = prices.groups if prices.complete else pool.groups
     closing = Closing(part, groups, start, certificate.bound, certificate.u)
     closing.run(clock, lambda value: None, _NODES)
     return closing.best
@@ -122,7 +121,7 @@ def _solve(part: Instance, clock: Clock) -> NDArray[np.int32]:
 
 def follow(
     instance: Instance,
-    master: Master,
+    pool: Pool,
     best: NDArray[np.int32],
     u: NDArray[np.float64],
     *,
@@ -136,8 +135,8 @@ def follow(
     Parameters
     ----------
     instance : Instance
-    master : Master
-        The relaxation, solved at least nearly.
+    pool : Pool
+        The relaxation, solved at least nearly; of no use afterwards.
     best : ndarray of int32, shape (G, m)
         The best so far; what is returned is not worth less.
     u : ndarray of float64, shape (C',)
@@ -145,7 +144,7 @@ def follow(
     patience, clock, random, record
         See :func:`repair`.
     """
-    found = dive(instance, master.groups, u, clock)
+    found = dive(instance, pool, clock)
     if found is not None:
         value, known = (math.fsum(instance.values(groups)) for groups in (found, best))
         record(max(value, known))

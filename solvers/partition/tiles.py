@@ -84,24 +84,27 @@ class Tiles:
         """What all tiles keep, in the scale of the search."""
         return math.fsum(self._values)
 
-    def clock(self, t: int, threads: int = 1) -> Clock:
-        """Of tile t, whose share of the time is that of each tile from it on.
+    def clock(self, turn: int, turns: int, threads: int = 1) -> Clock:
+        """Of one of several equal tasks: its share of the time, from it on.
 
-        So many tiles are worked on at a time, in their order.
+        So many are worked on at a time, in their order.
         """
         search = self._search
-        turns = -(-(len(self.instances) - t) // threads)
-        return Clock(search.seconds_left / turns, search.stopped)
+        return Clock(search.seconds_left / -(-(turns - turn) // threads), search.stopped)
 
     def recorder(self, t: int) -> Callable[[float], None]:
         """What ends a round of the search in which tile t keeps so much."""
         others = math.fsum(self._values[:t]) + math.fsum(self._values[t + 1 :])
         return lambda value: self._search.record(others + value)
 
-    def replace(self, t: int, groups: NDArray[np.int32]) -> None:
-        """Make this, (G, m), the partition of tile t."""
-        self._best[t] = groups
-        self._values[t] = math.fsum(self.instances[t].values(groups))
+    def groups(self, t: int) -> NDArray[np.int32]:
+        """The partition of tile t, (G, m): the places of the columns in its instance."""
+        return self._best[t]
+
+    def replace(self, t: int, places: NDArray[np.intp] | slice, groups: NDArray[np.int32]) -> None:
+        """Make these the groups of tile t at some of the places of its partition."""
+        self._best[t][places] = np.sort(groups, axis=1)
+        self._values[t] = math.fsum(self.instances[t].values(self._best[t]))
 
     def arrangement(self) -> Arrangement:
         """The partitions in the columns' original ids."""
