@@ -28,8 +28,11 @@ help:  ## list the targets
 demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did to embeddings
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-test: $(READY)  ## run the tests (ARGS go to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+# A file's tests share what is set up for them, so that one process runs them.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
+test: $(READY)  ## run the tests on up to four cores (ARGS go to pytest)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 kernels: $(READY)  ## compile every kernel for every architecture, and check what it takes
 	$(BIN)/python -m pytest -m compiled $(ARGS)

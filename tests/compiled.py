@@ -19,6 +19,7 @@ from pathlib import Path
 from gyroperm.gpu import compiler
 from gyroperm.gpu.compiler import Cubin, compile_variant
 from gyroperm.gpu.source import Variant, fingerprint
+from turns import exclusive
 
 Job = tuple[Variant, str]
 
@@ -28,12 +29,14 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z]
 def compiled(jobs: Iterable[Job]) -> dict[Job, Cubin]:
     """Every variant for its architecture; those that an earlier run compiled are not again."""
     paths = {job: _path(job) for job in jobs}
-    missing = [job for job, path in paths.items() if not path.exists()]
-    if missing:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), context) as pool:
-            for job, cubin in zip(missing, pool.map(_compile, missing), strict=True):
-                compiler.write_whole(paths[job], pickle.dumps(cubin))
+    # Who comes second finds what the first has compiled.
+    with exclusive(_folder() / "compiling.lock"):
+        missing = [job for job, path in paths.items() if not path.exists()]
+        if missing:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(os.cpu_count(), context) as pool:
+                for job, cubin in zip(missing, pool.map(_compile, missing), strict=True):
+                    compiler.write_whole(paths[job], pickle.dumps(cubin))
     return {job: pickle.loads(path.read_bytes()) for job, path in paths.items()}
 
 
@@ -55,9 +58,13 @@ def _path(job: Job) -> Path:
     variant, architecture = job
     parts = fingerprint(variant), architecture, _compiler()
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return _folder() / f"{digest}.pickle"
+
+
+def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"gyroperm-compiled-{getpass.getuser()}"
     folder.mkdir(exist_ok=True, mode=0o700)
-    return folder / f"{digest}.pickle"
+    return folder
 
 
 @cache

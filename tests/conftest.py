@@ -1,15 +1,20 @@
-"""What the tests share: Hypothesis profiles and real weights."""
+"""What the tests share: Hypothesis profiles, real weights, and turns."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from turns import Turns, is_alone, one_thread_for_libraries
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The default repeats the same examples on every machine; HYPOTHESIS_PROFILE=explore draws new
 # ones and keeps what fails; few is for what another environment has seen more of.
@@ -40,3 +45,34 @@ def minilm() -> Callable[[str], np.ndarray]:
             return file.get_tensor(f"encoder.{name}.weight")
 
     return layer
+
+
+_TURNS = pytest.StashKey[Turns]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turns are taken where pytest-xdist runs several processes."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and worker["workercount"] > 1:
+        one_thread_for_libraries()
+        # Each process has a folder of its own in that of the run.
+        config.stash[_TURNS] = Turns(Path(config.option.basetemp).parent)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run alone come last in their file: others are waited for once."""
+    places = {item.path: place for place, item in reversed(list(enumerate(items)))}
+    items.sort(key=lambda item: (places[item.path], is_alone(item)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Each test has its turn, where several processes run them."""
+    turns = item.config.stash.get(_TURNS, None)
+    if turns is None:
+        return (yield)
+    turns.begin(item)
+    try:
+        return (yield)
+    finally:
+        turns.end(nextitem)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant, headers, parameters, text
+from turns import exclusive
 
 FOLDER = Path(__file__).parent / "emulation"
 GUARD = 256  # bytes of a zone on each side of a buffer
@@ -169,11 +170,17 @@ def _built(variant: Variant, sources: tuple[tuple[str, str], ...]) -> ctypes.CDL
     cached.mkdir(exist_ok=True, mode=0o700)
     library = cached / f"{digest}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=cached) as folder:
-            for file, source in sources:
-                (Path(folder) / file).write_text(source, encoding="utf-8")
-            _compile(variant, Path(folder)).replace(library)
+        with exclusive(cached / f"{digest}.lock"):
+            if not library.exists():
+                _make(library, variant, sources)
     return ctypes.CDLL(str(library))
+
+
+def _make(library: Path, variant: Variant, sources: tuple[tuple[str, str], ...]) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        for file, source in sources:
+            (Path(folder) / file).write_text(source, encoding="utf-8")
+        _compile(variant, Path(folder)).replace(library)
 
 
 def _compile(variant: Variant, folder: Path) -> Path:

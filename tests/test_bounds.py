@@ -167,6 +167,7 @@ def test_128_columns_are_bounded_in_little_time():
     assert solution.efficacy + solution.gap_points == pytest.approx(43.134, abs=0.002)
 
 
+@pytest.mark.alone
 def test_a_number_of_seconds_is_kept_and_used_for_branching():
     S = uniform(128, 64)
     relaxed = solve(S, stop=MaxRounds(30), bound=True)

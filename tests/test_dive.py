@@ -106,6 +106,7 @@ def test_a_power_of_two_and_the_number_of_threads_change_nothing():
     np.testing.assert_array_equal(one.col_order, other.col_order)
 
 
+@pytest.mark.alone
 def test_a_time_limit_holds():
     S = uniform(256, 256).astype(np.float32)
     solve(S[:, :16], method="dive", time_limit=1)  # compiled

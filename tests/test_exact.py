@@ -86,6 +86,7 @@ def test_the_number_of_threads_changes_nothing():
     assert one.bound == two.bound
 
 
+@pytest.mark.alone
 def test_a_time_limit_holds_and_the_bound_stands():
     S = uniform(128, 128)
     solve(S[:, :16], method="exact", time_limit=1)  # compiled

@@ -127,6 +127,7 @@ def test_a_stop_in_the_first_map_leaves_what_was_found_by_then(method):
     assert set(looks) <= {0, 1}
 
 
+@pytest.mark.alone
 @methods
 def test_a_time_limit_is_kept(method):
     S = np.random.default_rng(7).random((1024, 2048), dtype=np.float32)

@@ -57,6 +57,7 @@ def test_the_ceilings_copy_is_counted_read_and_written():
     assert moved == 2 * (1 << 12)
 
 
+@pytest.mark.alone
 def test_nothing_exceeds_the_ceiling_of_arithmetic(quick_cases, short_samples):
     found = kernels.measure(quick_cases, rounds=1, copied=1 << 16)
     fractions = {(one["kernel"], one["size"]): one["fraction"] for one in found["kernels"]}
@@ -77,6 +78,7 @@ def test_a_case_does_the_same_work_at_every_call(quick_cases):
         assert case.count > 0 and case.operations + case.traffic > 0
 
 
+@pytest.mark.alone
 def test_a_fraction_is_of_the_ceiling_that_takes_longer(short_samples, monkeypatch):
     monkeypatch.setattr(kernels, "relu_loops", lambda: [(lambda: spin(0.002), 2e6)])
     monkeypatch.setattr(kernels, "copy_loop", lambda size: (lambda: spin(0.002), 4e6))
@@ -128,6 +130,7 @@ def test_a_kernel_that_fell_is_named_beside_what_it_was():
     assert "before" not in kernels.kernels_text(now)
 
 
+@pytest.mark.alone
 def test_a_run_writes_what_a_later_one_is_held_against(tmp_path, short_samples, monkeypatch):
     seconds = {"now": 0.001}
     case = Case("a", "any", lambda: spin(seconds["now"]), 1e6, 0.0, "calls", 1.0)

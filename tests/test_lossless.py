@@ -201,6 +201,7 @@ def test_weighing_rows_finds_what_fresh_starts_do_not():
     assert lossless(weights, time_limit=30.0).status == "lossless"
 
 
+@pytest.mark.alone
 def test_it_stops_when_it_is_told_and_by_itself():
     weights = sparse(64, 64, 0.36)
     solve(weights, stop=MaxRounds(1))

@@ -87,6 +87,7 @@ def test_the_bound_is_of_the_saliency_as_it_was_given():
     assert optimum <= bound <= optimum * (1 + 1e-12)
 
 
+@pytest.mark.alone
 def test_what_is_left_when_it_is_stopped_is_sound():
     problem = Problem(np.random.default_rng(4).random((40, 300)), PATTERN)
     _, best, _ = matched(problem)

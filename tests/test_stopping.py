@@ -153,6 +153,7 @@ def test_an_error_in_a_criterion_is_not_swallowed():
         solve(matrix(), stop=broken)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("method", ["identity", "gyro", "assign", "auto"])
 @pytest.mark.parametrize(
     ("name", "pattern"),

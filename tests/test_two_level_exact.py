@@ -106,6 +106,7 @@ def test_blocks_of_tiles_with_their_own_columns_are_independent():
     assert kept == pytest.approx(sum(each), rel=1e-12)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3, 1.0])
 @pytest.mark.parametrize(
     ("pattern", "shape"),

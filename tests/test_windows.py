@@ -270,6 +270,7 @@ def test_rounds_and_not_threads_decide(pattern):
         assert np.array_equal(answers[0].tile_rows, other.tile_rows)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "pattern", [Pattern.vnm(64, 2, 8), Pattern.tvw(vec_ratio=0.5, vec_size=64)], ids=str
 )
