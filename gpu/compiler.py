@@ -17,7 +17,8 @@ OLDEST_ARCHITECTURE = 80
 
 INSTALL = "pip install 'gyroperm[gpu-cuda13]' (CUDA 13) or 'gyroperm[gpu-cuda12]'"
 
-_OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
+# Minimal: without what kernels do not use, such as textures, which would take time to read.
+_OPTIONS = ("--std=c++17", "-default-device", "-minimal", "--ptxas-options=-v")
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def answers() -> dict[str, dict[str, object]]:
     for name, (pattern, S) in problems.items():
         for method in (method for method, takes in METHODS.items() if name in takes):
             run = {"pattern": pattern, "method": method, "stop": MaxRounds(2), "threads": 1}
-            annealed = solve(S, **run)
             solution = solve(S, options=OPTIONS.get(method), **run)
+            annealed = solve(S, **run) if method in OPTIONS else solution
             result[f"{name} by {method}"] = {
                 "retained": solution.retained,
                 "identity": solution.identity,
