@@ -106,12 +106,19 @@ class Rotation:
 
 
 def _uploaded(host: HinmMatrix, count: int, *, window: bool) -> list[Any]:
+    import cupy
+
     from gyroperm.gpu import DeviceMatrix
+
+    def copied(array: Any) -> Any:
+        made = cupy.empty(array.shape, array.dtype)
+        made.data.copy_from_device_async(array.data, array.nbytes)
+        return made
 
     first = DeviceMatrix.upload(host, allow_dense=False, window=window)
     arrays = ("values", "metadata", "columns", "row_map")
     others = [
-        replace(first, **{name: getattr(first, name).copy() for name in arrays})
+        replace(first, **{name: copied(getattr(first, name)) for name in arrays})
         for _ in range(count - 1)
     ]
     return [first, *others]

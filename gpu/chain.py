@@ -15,13 +15,13 @@ import numpy as np
 
 from gyroperm.gpu.arrays import check_contiguous, row_stride
 from gyroperm.gpu.decode import MAX_COLUMNS
-from gyroperm.gpu.device import as_cupy, cuda_errors, cupy_module, current_stream, run
+from gyroperm.gpu.device import as_cupy, cuda_errors, cupy_module, current_stream, load, run
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.fusion import fusion
 from gyroperm.gpu.index import align, fuse
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.matrix import DeviceMatrix
-from gyroperm.gpu.operands import LAYOUTS, Layout, device_of, dtype_name
+from gyroperm.gpu.operands import LAYOUTS, Layout, device_of, dtype_name, stand_ins
 from gyroperm.gpu.permute import MOST_CHANNELS, rms_norm, rms_norm_to_features
 from gyroperm.gpu.plans import DecodeProducts, Plan, Scratch
 from gyroperm.gpu.spmm import activation_code
@@ -193,9 +193,13 @@ class Ffn:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        stream = current_stream()
-        for layout in LAYOUTS:
-            self._plans(n, layout, stream)
+        stream, first = current_stream(), self.matrices[0]
+        for layout in LAYOUTS if self.norm is None else ("tokens",):
+            plans = self._plans(n, layout, stream)
+            for x, out in stand_ins(self.outputs, self.inputs, n, layout):
+                scratch = first.scratch(x)
+                for launch in self.launches(x, out, plans=plans, scratch=scratch, layout=layout):
+                    load(launch, first.device)
 
     def forward(self, x: Any, *, out: Any = None, layout: Layout = "features") -> Any:
         """The block's result, on torch's current stream for a tensor, else on CuPy's.
@@ -576,10 +580,12 @@ def _moved(first: DeviceMatrix, bias: Any) -> Any:
     """A bias in the order in which the tiles of the first layer leave its rows."""
     if bias is None:
         return None
+    order = np.maximum(first.index.row_map, 0)
     if device_of(bias) is None:
-        return np.asarray(bias)[np.maximum(first.row_map, 0)]
+        return np.asarray(bias)[order]
     cupy, stream = cupy_module(), current_stream(bias)
+    # By the host, once: CuPy would compile kernels of its own, from headers that may not be there.
     with cuda_errors("moving a bias"), cupy.cuda.Device(first.device), stream:
-        moved = as_cupy(bias)[cupy.maximum(first.row_map, 0)]
+        moved = cupy.asarray(cupy.asnumpy(as_cupy(bias))[order])
         stream.synchronize()
     return moved

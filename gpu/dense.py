@@ -14,6 +14,9 @@ from gyroperm.gpu.plans import Placed
 if TYPE_CHECKING:
     import torch
 
+# By their pointers: none, and what CUDA writes for the same stream.
+_NULL_STREAMS = (0, 1)
+
 
 @cache
 def can_be_dense() -> bool:
@@ -140,6 +143,10 @@ def _on(stream: Any, device: Any) -> Iterator[None]:
 
     if stream is None:
         yield
-        return
-    with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr, device=device)):
-        yield
+    elif stream.ptr in _NULL_STREAMS:
+        # Of no pointer torch would make a stream of its own, which waits for nothing.
+        with torch.cuda.stream(torch.cuda.default_stream(device)):
+            yield
+    else:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr, device=device)):
+            yield

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
-from gyroperm.arrays import is_torch
+from gyroperm.arrays import is_cupy, is_torch
 from gyroperm.gpu.compiler import INSTALL, OLDEST_ARCHITECTURE, cubin_file
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.model import Card
@@ -18,6 +19,19 @@ from gyroperm.gpu.source import Variant
 # Of the highest clock, what is held under load; and what is assumed where a driver tells none.
 _HELD = 0.9
 _MODEST_CLOCK, _MODEST_MEMORY = 1.5e9, 5e11
+
+# Of a device, by CUDA's names. Asking for all that CuPy knows has the driver refuse some, which
+# compute-sanitizer counts as errors.
+_LIMITS = ("MultiProcessorCount", "MaxSharedMemoryPerBlockOptin")
+_SIZES = ("L2CacheSize", "MaxSharedMemoryPerMultiprocessor")
+_RATES = ("ClockRate", "MemoryClockRate", "GlobalMemoryBusWidth")
+
+
+_REMEDY = (
+    "Free arrays that are not needed, then what both libraries hold back: "
+    "cupy.get_default_memory_pool().free_all_blocks() and torch.cuda.empty_cache(); or multiply "
+    "with fewer columns at a time, on another device, or with allow_dense=False."
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ def limits(device: int) -> Limits:
     check_device(device)
     cupy = cupy_module()
     with cuda_errors(f"asking device {device} for its limits"):
-        properties = cupy.cuda.Device(device).attributes
+        properties = _attributes(device, _LIMITS)
         architecture = str(cupy.cuda.Device(device).compute_capability)
     if int(architecture) < OLDEST_ARCHITECTURE:
         raise RuntimeError(
@@ -120,7 +134,7 @@ def card(device: int) -> Card:
     of_device = limits(device)
     cupy = cupy_module()
     with cuda_errors(f"asking device {device} for its rates"):
-        properties = cupy.cuda.Device(device).attributes
+        properties = _attributes(device, _SIZES) | _attributes(device, _RATES, optional=True)
         name = cupy.cuda.runtime.getDeviceProperties(device)["name"]
     return card_of(name.decode() if isinstance(name, bytes) else name, of_device, properties)
 
@@ -212,17 +226,37 @@ def run(launch: Launch, stream: Any = None) -> None:
         kernel(launch.grid, (launch.threads, 1, 1), arguments, shared_mem=launch.shared_bytes)
 
 
+def load(launch: Launch, device: int) -> None:
+    """Compile and load a launch's kernel, if that has not been done; nothing is launched.
+
+    Parameters
+    ----------
+    launch : Launch
+        Its arrays may lie anywhere.
+    device : int
+
+    Raises
+    ------
+    ImportError, ValueError, RuntimeError
+        As :func:`run`.
+    """
+    _check_shared(launch, device)
+    _loaded(launch.variant, device)
+
+
 def current_stream(*arrays: Any) -> Any:
     """The stream on which whoever made these arrays computes, as CuPy's.
 
-    torch's current stream of a torch tensor's device, else CuPy's current one.
+    torch's current stream of a torch tensor's device, else CuPy's current one of the device of
+    the first CuPy array, or of the current device if there is none.
     """
     for array in arrays:
         if is_torch(array):
             import torch
 
             return _wrapped(torch.cuda.current_stream(array.device).cuda_stream, device_of(array))
-    return cupy_module().cuda.get_current_stream()
+    devices = (device_of(array) for array in arrays if is_cupy(array))
+    return cupy_module().cuda.get_current_stream(next(devices, -1))
 
 
 def is_capturing(stream: Any) -> bool:
@@ -258,7 +292,8 @@ def cuda_errors(doing: str) -> Iterator[None]:
     Raises
     ------
     MemoryError
-        If the device has too little memory; the message says how much was asked for.
+        If the device has too little memory, to CuPy or to torch; the message says how much was
+        asked for, and what gives some back.
     RuntimeError
         For any other error of CUDA.
     """
@@ -268,10 +303,29 @@ def cuda_errors(doing: str) -> Iterator[None]:
 
     try:
         yield
-    except OutOfMemoryError as error:
-        raise MemoryError(f"{doing}: out of device memory: {error}") from error
+    except (OutOfMemoryError, *_out_of_memory_of_torch()) as error:
+        raise MemoryError(f"{doing}: out of device memory: {error} {_REMEDY}") from error
     except (CUDADriverError, CUDARuntimeError) as error:
         raise RuntimeError(f"{doing} failed: {error}") from error
+
+
+def _out_of_memory_of_torch() -> tuple[type[Exception], ...]:
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.cuda.OutOfMemoryError,)
+
+
+def _attributes(device: int, names: Sequence[str], *, optional: bool = False) -> dict[str, int]:
+    """CUDA's attributes of a device; optional ones that the driver does not tell are left out."""
+    runtime = cupy_module().cuda.runtime
+    found = {}
+    for name in names:
+        try:
+            attribute = getattr(runtime, f"cudaDevAttr{name}")
+            found[name] = int(runtime.deviceGetAttribute(attribute, device))
+        except (AttributeError, runtime.CUDARuntimeError):
+            if not optional:
+                raise
+    return found
 
 
 def _check_shared(launch: Launch, device: int) -> None:
@@ -295,12 +349,14 @@ def _loaded(variant: Variant, device: int) -> Any:
         return kernel
 
 
-@lru_cache(maxsize=64)
+@cache
 def _wrapped(pointer: int, device: int | None) -> Any:
     cupy = cupy_module()
     if not hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 13
         return cupy.cuda.ExternalStream(pointer, device)
-    return cupy.cuda.Stream.from_external(_External(pointer))
+    # CuPy takes it for a stream of the current device.
+    with cupy.cuda.Device(device):
+        return cupy.cuda.Stream.from_external(_External(pointer))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from gyroperm.gpu.source import Variant, parameters
 
 
@@ -50,7 +48,7 @@ class Launch:
             raise TypeError(f"{self.variant.kernel} has other parameters: {', '.join(wrong)}")
         for parameter in declared:
             value = self.arguments[parameter.name]
-            is_array = value is None or (hasattr(value, "shape") and np.ndim(value) > 0)
+            is_array = value is None or len(getattr(value, "shape", ())) > 0
             if parameter.is_pointer != is_array:
                 kind = "an array" if parameter.is_pointer else "a number"
                 raise TypeError(f"{parameter.name} of {self.variant.kernel} must be {kind}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from gyroperm.arrays import is_torch
 from gyroperm.gpu.candidates import DENSE, Way, candidates
@@ -19,6 +22,7 @@ from gyroperm.gpu.device import (
     driver_version,
     is_capturing,
     limits,
+    load,
     resident_blocks,
     run,
 )
@@ -31,7 +35,8 @@ from gyroperm.gpu.dispatch import (
 )
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
-from gyroperm.gpu.operands import LAYOUTS, Layout, Product, check_layout
+from gyroperm.gpu.numbers import to_bits
+from gyroperm.gpu.operands import LAYOUTS, Layout, Product, check_layout, stand_ins
 from gyroperm.gpu.plans import Plan, Scratch, Target, make_plan, planned_columns
 from gyroperm.gpu.reorder import reordered
 from gyroperm.gpu.source import Variant
@@ -39,6 +44,9 @@ from gyroperm.gpu.spmm import activation_code
 from gyroperm.gpu.timing import seconds_of
 from gyroperm.gpu.tuned import TunedWays
 from gyroperm.gpu.window import WindowPlan, window_blocking, window_plan
+
+# Numbers that products are timed with, repeated: a prime, so that no two rows are alike.
+_DRAWN = 1_000_003
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +170,9 @@ class DeviceMatrix:
     def prepare(self, n: int) -> None:
         """Make what products with N columns need: before their launches are captured.
 
+        Tables, what CuPy's products keep, and kernels, for X in either layout, whether its rows
+        begin on 16 bytes or not.
+
         Raises
         ------
         ValueError
@@ -178,7 +189,14 @@ class DeviceMatrix:
             for allow_dense in {self.allow_dense, False}:
                 choice = self._choice(n, layout, allow_dense)
                 self._say(choice)
-                self._products(choice.way, n, stream)
+                products = self._products(choice.way, n, stream)
+                if not isinstance(products, DenseProducts):
+                    self._load(products, n, layout)
+
+    def _load(self, plan: Plan, n: int, layout: Layout) -> None:
+        for x, out in stand_ins(*self.shape, n, layout):
+            for launch in plan.launches(self, x, out, self._kept_scratch(), layout=layout):
+                load(launch, self.device)
 
     def choice(self, n: int, layout: Layout = "features") -> Choice:
         """The way that products with N columns are computed, and why.
@@ -193,7 +211,8 @@ class DeviceMatrix:
     def explain(self, n: int, layout: Layout = "features") -> str:
         """A table of the ways to compute a product with N columns, and which is chosen.
 
-        See :func:`gyroperm.gpu.explain`.
+        See :func:`gyroperm.gpu.explain`; for as many columns as the products have at most that
+        share a choice with those of N.
 
         Raises
         ------
@@ -202,7 +221,7 @@ class DeviceMatrix:
         """
         return explain(
             self,
-            n,
+            planned_columns(n),
             layout,
             card(self.device),
             self._tuned,
@@ -211,7 +230,14 @@ class DeviceMatrix:
             allow_dense=self._may_be_dense(),
         )
 
-    def tune(self, n: int, layout: Layout = "features", *, repeats: int = 30) -> Choice:
+    def tune(
+        self,
+        n: int,
+        layout: Layout = "features",
+        *,
+        repeats: int = 30,
+        progress: bool = True,
+    ) -> Choice:
         """Time the ways to compute a product on this card, and take the fastest from then on.
 
         What is measured is kept in a file of the cache folder and decides for all matrices of
@@ -226,6 +252,8 @@ class DeviceMatrix:
         layout : {"features", "tokens"}
         repeats : int
             Runs of each way, of which the median counts.
+        progress : bool
+            Show a progress bar.
 
         Returns
         -------
@@ -251,7 +279,9 @@ class DeviceMatrix:
         )
         ways = [one.way for one in found if one.way != DENSE or self._may_be_dense()]
         # What the slower ones need is not kept.
-        times = [(way, replace(self)._timed(way, n, layout, repeats)) for way in ways]
+        times = [
+            (way, replace(self)._timed(way, n, layout, repeats)) for way in _shown(ways, progress)
+        ]
         self._tuned.keep(self, n, layout, times, aligned=aligned)
         self._choices.clear()
         return self.choice(n, layout)
@@ -435,29 +465,25 @@ class DeviceMatrix:
     def _made_dense(self) -> DenseProducts:
         import torch
 
-        doing = "making a dense copy of packed weights"
-        try:
-            with cuda_errors(doing), torch.cuda.device(self.device):
-                made = DenseProducts.of(self)
-                torch.cuda.current_stream().synchronize()
-        except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(f"{doing}: out of device memory: {error}") from error
+        with cuda_errors("making a dense copy of packed weights"), torch.cuda.device(self.device):
+            made = DenseProducts.of(self)
+            torch.cuda.current_stream().synchronize()
         return made
 
     def _timed(self, way: Way, n: int, layout: str, repeats: int) -> float:
         cupy, of_device = cupy_module(), card(self.device)
         rows, columns = self.shape
-        with cupy.cuda.Device(self.device):
+        x_shape, shape = (
+            ((columns, n), (rows, n)) if layout == "features" else ((n, columns), (n, rows))
+        )
+        # Zeros would run faster. Numbers of the host: CuPy's own ask for another library.
+        drawn = np.random.default_rng(0).standard_normal(_DRAWN, dtype=np.float32)
+        with cuda_errors("making what a product is timed with"), cupy.cuda.Device(self.device):
+            x = cupy.asarray(np.resize(to_bits(drawn, self.dtype), x_shape))
+            out = cupy.empty(shape, "uint16")
             stream = cupy.cuda.Stream(non_blocking=True)
-            with stream:
-                shape = (columns, n) if layout == "features" else (n, columns)
-                numbers = cupy.random.standard_normal(shape, dtype=cupy.float32)
-                x = (
-                    numbers.astype(cupy.float16).view(cupy.uint16)
-                    if self.dtype == "float16"
-                    else (numbers.view(cupy.uint32) >> 16).astype(cupy.uint16)
-                )
-                out = cupy.empty((rows, n) if layout == "features" else (n, rows), cupy.uint16)
+            # The one that has copied them is another.
+            cupy.cuda.get_current_stream().synchronize()
         return seconds_of(
             lambda: self._run(way, n, x, out, stream, layout=layout),
             device=self.device,
@@ -480,11 +506,7 @@ class DeviceMatrix:
 
     def result(self, x: Any, shape: tuple[int, int]) -> Any:
         """A new array of X's library and dtype."""
-        if is_torch(x):
-            import torch
-
-            return torch.empty(shape, dtype=x.dtype, device=x.device)
-        return self._allocated(shape, x.dtype)
+        return _tensor(x, shape, x.dtype) if is_torch(x) else self._allocated(shape, x.dtype)
 
     def scratch(self, x: Any) -> Scratch:
         """Memory for the launches of one product: torch's for a tensor X, else what is kept."""
@@ -495,7 +517,7 @@ class DeviceMatrix:
 
         # torch's allocator orders memory by streams, and gives captured graphs their own.
         def scratch(name: str, shape: tuple[int, ...], dtype: str) -> Any:
-            return as_cupy(torch.empty(shape, dtype=getattr(torch, dtype), device=x.device))
+            return as_cupy(_tensor(x, shape, getattr(torch, dtype)))
 
         return scratch
 
@@ -509,6 +531,23 @@ class DeviceMatrix:
 
     def _allocated(self, shape: tuple[int, ...], dtype: Any) -> Any:
         cupy = cupy_module()
-        doing = f"allocating an array of shape {shape} and dtype {dtype}"
-        with cuda_errors(doing), cupy.cuda.Device(self.device):
+        with cuda_errors(_allocating(shape, dtype)), cupy.cuda.Device(self.device):
             return cupy.empty(shape, dtype)
+
+
+def _tensor(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    import torch
+
+    with cuda_errors(_allocating(shape, dtype)):
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _allocating(shape: tuple[int, ...], dtype: Any) -> str:
+    return f"allocating an array of shape {shape} and dtype {dtype}"
+
+
+def _shown(ways: list[Way], progress: bool) -> Iterable[Way]:
+    from tqdm import tqdm
+
+    shown: Iterable[Way] = tqdm(ways, "tuning", unit="way", disable=not progress, leave=False)
+    return shown

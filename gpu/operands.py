@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gyroperm.arrays import is_cupy, is_torch
 from gyroperm.gpu.arrays import address
@@ -149,6 +151,28 @@ def place_of(launch: Launch) -> int:
         listed = ", ".join(f"{name} on device {device}" for device, name in found.items())
         raise ValueError(f"{launch.variant.kernel} needs arrays of one device, got {listed}")
     return next(iter(found))
+
+
+def stand_ins(
+    outputs: int, inputs: int, n: int, layout: str
+) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint16]]]:
+    """Arrays of the host in the place of X and Y: launches that are made of them are not run.
+
+    First with rows that begin on 16 bytes, then, for feature-major ones, with rows that do not.
+    Nothing is written to them, so they take no memory.
+    """
+    shapes = [(rows, n) if layout == "features" else (n, rows) for rows in (inputs, outputs)]
+    for offset in (0, 1) if layout == "features" else (0,):
+        x, y = (_placed(shape, offset) for shape in shapes)
+        yield x, y
+
+
+def _placed(shape: tuple[int, int], offset: int) -> NDArray[np.uint16]:
+    rows, columns = shape
+    width = -(-columns // 8) * 8
+    flat = np.empty(rows * width + 8 + offset, np.uint16)
+    first = -flat.ctypes.data % 16 // 2 + offset
+    return flat[first : first + rows * width].reshape(rows, width)[:, :columns]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ def cupy():
     return cupy
 
 
+def full(shape, value, dtype="uint16"):
+    """Made on the host: CuPy's own kernels need headers that CuPy does not bring."""
+    import cupy
+
+    return cupy.asarray(np.full(shape, value, dtype))
+
+
 def packed(pattern, dtype, rows=ROWS, inputs=INPUTS):
     weights = np.random.default_rng(1).standard_normal((rows, inputs))
     solution = gyroperm.solve(weights, pattern=PATTERNS[pattern], method="identity")
@@ -98,18 +105,20 @@ def bits_of(tensor):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_products_of_cupy_arrays(cupy, pattern, dtype):
     host = packed(pattern, dtype)
-    matrix = DeviceMatrix.upload(host)
+    # Dense products round more often.
+    matrix = DeviceMatrix.upload(host, allow_dense=False)
     for n in COLUMNS:
         numbers = Numbers(host, n)
         x, bias, factor, addend = map(
             cupy.asarray, (numbers.x, numbers.bias, numbers.factor, numbers.addend)
         )
-        out = cupy.full((ROWS, n), 0xFFFF, cupy.uint16)
+        out = full((ROWS, n), 0xFFFF)
         assert matrix.multiply(x, out=out) is out
         numbers.check(out.get())
         y = matrix.multiply(x, bias=bias, activation="relu", factor=factor, addend=addend)
         numbers.check(y.get(), bias=True, activation="relu", combined=True)
-        y = matrix.multiply(cupy.ascontiguousarray(x.T), bias=bias, layout="tokens")
+        tokens = cupy.asarray(np.ascontiguousarray(numbers.x.T))
+        y = matrix.multiply(tokens, bias=bias, layout="tokens")
         numbers.check(y.get().T, bias=True)
 
 
@@ -118,14 +127,14 @@ def test_the_same_inputs_give_the_same_bits(cupy):
     matrix = DeviceMatrix.upload(host)
     for n in (4, 48):
         x = cupy.asarray(Numbers(host, n).x)
-        first = matrix.multiply(x)
-        assert all(bool((matrix.multiply(x) == first).all()) for _ in range(20))
+        first = matrix.multiply(x).get()
+        assert all(np.array_equal(matrix.multiply(x).get(), first) for _ in range(20))
 
 
 @pytest.mark.parametrize("n", [8, 72])
 def test_rows_left_in_the_order_of_the_tiles(cupy, n):
     host = packed("hinm", "float16")
-    matrix = DeviceMatrix.upload(host)
+    matrix = DeviceMatrix.upload(host, allow_dense=False)
     x = cupy.asarray(Numbers(host, n).x)
     order = host.index.output_order
     left = matrix.multiply(x, keep_order=True).get()
@@ -177,22 +186,24 @@ def test_a_graph_of_torchs(n, layout):
         numbers.check(bits_of(y if layout == "features" else y.T.contiguous()))
 
 
-@pytest.mark.parametrize("n", [8, 72])
+@pytest.mark.parametrize("n", [8, 9, 72, 73])
 def test_a_graph_of_cupys(cupy, n):
     host = packed("tvw", "float16")
-    matrix = DeviceMatrix.upload(host)
+    matrix = DeviceMatrix.upload(host, allow_dense=False)
     numbers = Numbers(host, n)
     x = cupy.zeros((INPUTS, n), cupy.uint16)
     out = cupy.empty((ROWS, n), cupy.uint16)
+    # Nothing of these columns has run before the capture.
+    matrix.prepare(n)
     stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device(0).synchronize()
     with stream:
-        matrix.multiply(x, out=out)
         stream.begin_capture()
         matrix.multiply(x, out=out)
         graph = stream.end_capture()
         for _ in range(3):
             x.set(numbers.x)
-            out.fill(0xFFFF)
+            out.set(np.full((ROWS, n), 0xFFFF, np.uint16))
             graph.launch(stream)
             stream.synchronize()
             numbers.check(out.get())
@@ -223,19 +234,20 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_launched(cupy):
         matrix.multiply(cupy.zeros((8, INPUTS), cupy.float16).T)
     with pytest.raises(ValueError, match="activation must be one of"):
         matrix.multiply(cupy.zeros((INPUTS, 8), cupy.float16), activation="tanh")
-    with pytest.raises(ValueError, match="device must be one of"):
+    with pytest.raises(ValueError, match=r"device must be in \[0, .* got 99"):
         DeviceMatrix.upload(packed("hinm", "float16"), device=99)
     assert matrix.multiply(cupy.zeros((INPUTS, 0), cupy.float16)).shape == (ROWS, 0)
 
 
 def test_memory_that_is_not_there(cupy):
     matrix = DeviceMatrix.upload(packed("hinm", "float16", 4096, 64))
-    x = cupy.zeros((64, 16), cupy.float16)
+    # So large a result fits into nothing that the pool holds back.
+    x = cupy.zeros((64, 1 << 16), cupy.float16)
     pool = cupy.get_default_memory_pool()
     pool.free_all_blocks()
     pool.set_limit(size=pool.total_bytes() + 1)
     try:
-        with pytest.raises(MemoryError, match=r"shape \(4096, 16\).*out of device memory"):
+        with pytest.raises(MemoryError, match=r"shape \(4096, 65536\).*out of device memory"):
             matrix.multiply(x)
     finally:
         pool.set_limit(size=0)
@@ -435,12 +447,12 @@ def test_tiles_of_any_size_by_every_kernel(cupy, target, kind, tile_size, dense_
             plan = make_plan(ways[0], planned_columns(n), matrix, target)
             # Twice: counters are left as they were found.
             for _ in range(2):
-                out = cupy.full(shape, 0xFFFF, cupy.uint16)
+                out = full(shape, 0xFFFF)
                 launches = plan.launches(
                     matrix,
                     cupy.asarray(given),
                     out,
-                    lambda name, shape, dtype: cupy.full(shape, -1, dtype),
+                    lambda name, shape, dtype: full(shape, -1, dtype),
                     layout=layout,
                     bias=cupy.asarray(numbers.bias),
                 )
@@ -464,9 +476,8 @@ def test_what_a_product_is_combined_with(cupy, n, activation, dtype):
     numbers.check(y.get(), activation=activation)
     y = matrix.multiply(x, bias=bias, activation=activation, factor=factor, addend=addend)
     numbers.check(y.get(), bias=True, activation=activation, combined=True)
-    tokens = matrix.multiply(
-        cupy.ascontiguousarray(x.T), bias=bias, activation=activation, layout="tokens"
-    )
+    tokens = cupy.asarray(np.ascontiguousarray(numbers.x.T))
+    tokens = matrix.multiply(tokens, bias=bias, activation=activation, layout="tokens")
     numbers.check(tokens.get().T, bias=True, activation=activation)
 
 
@@ -497,7 +508,7 @@ def test_transposes_through_a_table(cupy, n, wide):
         positions = cupy.asarray(order)
         # Rows that begin on 16 bytes, and rows that do not.
         for stride in (n, -(-n // 8) * 8):
-            features = cupy.full((channels, stride), 0xABCD, cupy.uint16)
+            features = full((channels, stride), 0xABCD)
             run(to_features(cupy.asarray(tokens), features, positions))
             assert np.array_equal(features.get()[order, :n], tokens.T)
             assert (features.get()[:, n:] == 0xABCD).all()
@@ -528,7 +539,7 @@ def test_channels_in_another_order_alone_and_normalised(cupy, channels, dtype):
         normal = {"epsilon": 1e-5, "dtype": dtype, "order": table}
         run(rms_norm(given, scale, out, **normal))
         assert (np.abs(from_bits(out.get(), dtype) - expected) <= bound).all()
-        features = cupy.full((channels, count), 0xFFFF, cupy.uint16)
+        features = full((channels, count), 0xFFFF)
         run(rms_norm_to_features(given, scale, features, **normal))
         assert np.array_equal(features.get().T, out.get())
 
@@ -546,9 +557,9 @@ def test_a_consumer_fused_to_its_producer(cupy, n):
     )
     x = cupy.asarray(numbers.x)
     expected = plain.multiply(producer.multiply(x, activation="relu"))
-    left = cupy.full((len(order), n), 0xFFFF, cupy.uint16)
+    left = full((len(order), n), 0xFFFF)
     producer.multiply(x, activation="relu", keep_order=True, out=left)
-    assert bool((fused.multiply(left) == expected).all())
+    assert np.array_equal(fused.multiply(left).get(), expected.get())
     # The same tables, composed on the device.
     position_of = cupy.zeros(300, cupy.uint16)
     tables = cupy.zeros(len(second.columns), cupy.uint16)
