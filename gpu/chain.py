@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gyroperm.gpu.arrays import check_contiguous, row_stride
+from gyroperm.gpu.chain_dense import DenseLayers
 from gyroperm.gpu.decode import MAX_COLUMNS
 from gyroperm.gpu.device import as_cupy, cuda_errors, cupy_module, current_stream, load, run
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.fusion import fusion
-from gyroperm.gpu.index import align, fuse
+from gyroperm.gpu.index import IndexTables, align, fuse
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.matrix import DeviceMatrix
 from gyroperm.gpu.operands import LAYOUTS, Layout, device_of, dtype_name, stand_ins
@@ -26,6 +28,7 @@ from gyroperm.gpu.permute import MOST_CHANNELS, rms_norm, rms_norm_to_features
 from gyroperm.gpu.plans import DecodeProducts, Plan, Scratch
 from gyroperm.gpu.spmm import activation_code
 from gyroperm.gpu.transpose import to_features, to_tokens
+from gyroperm.gpu.window import WindowPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +52,10 @@ class Ffn:
     """``y = x + W_down activation(W_up h + b_up) + b_down``, h being x or its RMSNorm.
 
     Made by :meth:`of`, which composes the tables; the permutation between the layers then costs
-    nothing at run time. The products are those of the kernels, never dense ones; what is kept for
-    them, and captured, is as with :class:`DeviceMatrix`: calls must follow one another.
+    nothing at run time. Where each of the layers is taken to be faster densely (see
+    :meth:`DeviceMatrix.choice`), the block runs by cuBLAS, layer by layer, and says so; else by
+    the kernels alone. What is kept, and captured, is as with :class:`DeviceMatrix`: calls must
+    follow one another.
 
     Parameters
     ----------
@@ -61,6 +66,8 @@ class Ffn:
     residual : bool
         Whether x is added.
     norm : RmsNorm, optional
+    dense : DenseLayers, optional
+        The layers as they were, where dense products may take the place of the kernels'.
     """
 
     up: DeviceMatrix
@@ -70,6 +77,7 @@ class Ffn:
     down_bias: Any = None
     residual: bool = True
     norm: RmsNorm | None = None
+    dense: DenseLayers | None = None
 
     @classmethod
     def of(
@@ -122,6 +130,7 @@ class Ffn:
             down_bias=as_cupy(down_bias),
             residual=residual,
             norm=norm,
+            dense=DenseLayers(up, down, None, up_bias, None, down_bias, activation, residual),
         )
 
     @property
@@ -194,6 +203,8 @@ class Ffn:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         stream, first = current_stream(), self.matrices[0]
+        if self.dense is not None and self.dense.are_faster(n):
+            self.dense.prepare(n, stream)
         for layout in LAYOUTS if self.norm is None else ("tokens",):
             plans = self._plans(n, layout, stream)
             for x, out in stand_ins(self.outputs, self.inputs, n, layout):
@@ -231,6 +242,12 @@ class Ffn:
         if out is None:
             out = self._result(x, shape, layout)
         if n == 0:
+            return out
+        dense = self.dense
+        if dense is not None and dense.are_faster(n) and dense.can_run(x, stream):
+            norm = None if self.norm is None else partial(self._normalised, rms_norm, as_cupy(x))
+            scratch = first.scratch(x)
+            dense.multiply(x, out, stream, scratch, layout=layout, normalised=norm)
             return out
         launches = self.launches(
             as_cupy(x),
@@ -381,6 +398,7 @@ class GatedFfn(Ffn):
         ):
             _check_bias(matrix, name, bias)
         beside, reading = _composed(gate, Follower(up, reads=False), Follower(down, reads=True))
+        biases = gate_bias, up_bias, down_bias
         return cls(
             gate=gate,
             up=beside,
@@ -391,6 +409,7 @@ class GatedFfn(Ffn):
             down_bias=as_cupy(down_bias),
             residual=residual,
             norm=norm,
+            dense=DenseLayers(gate, down, up, *biases, activation, residual),
         )
 
     @property
@@ -553,11 +572,16 @@ def _composed(first: DeviceMatrix, *followers: Follower) -> list[DeviceMatrix]:
     if device_of(first.values) is not None:
         tables = _composed_on_device(first, followers, tables)
     return [
-        replace(matrix, index=index, columns=table, window=None)  # which names rows of X
+        replace(matrix, index=index, columns=table, window=_fused_window(matrix, index))
         if reads
         else replace(matrix, index=index, row_map=table)
         for (matrix, reads), index, table in zip(followers, indices, tables, strict=True)
     ]
+
+
+def _fused_window(matrix: DeviceMatrix, index: IndexTables) -> WindowPlan | None:
+    plan = matrix.window
+    return None if plan is None else plan.fused(matrix.index.columns, index.columns)
 
 
 def _composed_on_device(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.gpu.arrays import begins_on_16_bytes, row_stride
+from gyroperm.gpu.arrays import address, begins_on_16_bytes, row_stride
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant
@@ -296,6 +296,9 @@ def decode_launch(
                 f"{name} must have y's shape {tuple(y.shape)} and row stride {y_stride}, got "
                 f"{tuple(array.shape)} and {row_stride(array)}"
             )
+    size = 2 * matrix.columns.dtype.itemsize
+    if address(matrix.columns) % size:
+        raise ValueError(f"columns must begin on {size} bytes, two of them are read at a time")
     steps = plan.tile_steps
     return Launch(
         plan.variant(n, bfloat16=bfloat16, x_layout=_x_layout(x, n, token_major_x)),

@@ -32,8 +32,9 @@ def can_be_dense() -> bool:
 class DenseProducts:
     """Of any number of columns, as cuBLAS computes them.
 
-    Allocates nothing after it is made. The product is rounded before an activation, factor and
-    addend are applied, each of which rounds again; the kernels round once.
+    Allocates nothing after it is made, but where a factor or an addend lies where the result is
+    written. The product is rounded before an activation, factor and addend are applied, each of
+    which rounds again; the kernels round once.
 
     Parameters
     ----------
@@ -97,6 +98,7 @@ class DenseProducts:
         with torch.no_grad(), _on(stream, self.weights.device):
             operands = (self._tensor(array) for array in (x, out, bias, factor, addend))
             x, out, bias, factor, addend = operands
+            factor, addend = _apart(factor, out), _apart(addend, out)
             tokens = layout == "tokens"
             left, right = (x, self.weights.T) if tokens else (self.weights, x)
             if bias is None:
@@ -114,6 +116,13 @@ class DenseProducts:
             return None
         tensor = array.detach() if is_torch(array) else as_torch(array, "int16")
         return tensor.view(self.weights.dtype)
+
+
+def _apart(tensor: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor | None:
+    """A tensor that writing the result leaves alone: kernels read each element before that."""
+    if tensor is None or tensor.data_ptr() != out.data_ptr():
+        return tensor
+    return tensor.clone()
 
 
 def as_torch(array: Any, dtype: str) -> torch.Tensor:

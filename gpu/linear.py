@@ -57,6 +57,11 @@ class HinmLinear(nn.Module):
     allow_dense : bool
         Whether products on a CUDA device may run by cuBLAS on a dense copy of the weights, where
         that is taken to be faster. To be set before the first of them; True by default.
+    window : bool
+        Whether the first product on a CUDA device plans how tiles share a window of X, which is
+        one more way to compute wide products with tiles of few rows; see
+        :meth:`DeviceMatrix.upload`. The buffers then hold the same weights with the slots of each
+        tile in another order. To be set before that product; False by default.
 
     Notes
     -----
@@ -72,6 +77,7 @@ class HinmLinear(nn.Module):
     described: torch.Tensor
     bias: nn.Parameter | None
     allow_dense: bool = True
+    window: bool = False
 
     def __init__(
         self,
@@ -259,6 +265,9 @@ class HinmLinear(nn.Module):
 
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("run the layer once, with as many tokens, before the capture")
+            if self.window:
+                self._on_device = self._with_window()
+                return self._on_device
             limits(self.values.device.index)
             columns = as_cupy(self.columns)
             # What torch has written on its own stream is there before any other reads it.
@@ -273,6 +282,19 @@ class HinmLinear(nn.Module):
                 self.allow_dense,
             )
         return self._on_device
+
+    def _with_window(self) -> DeviceMatrix:
+        from gyroperm.gpu.dense import as_torch
+        from gyroperm.gpu.matrix import DeviceMatrix
+
+        matrix = DeviceMatrix.upload(
+            self.matrix(), self.values.device.index, allow_dense=self.allow_dense, window=True
+        )
+        # Held once, by both.
+        self.values = as_torch(matrix.values, "int16").view(self.values.dtype)
+        self.metadata = as_torch(matrix.metadata, "int32")
+        self.columns = as_torch(matrix.columns, str(self.columns.dtype).removeprefix("torch."))
+        return matrix
 
     def check_input(self, x: torch.Tensor) -> None:
         """Raise unless x can be multiplied; see :meth:`forward`."""

@@ -504,6 +504,19 @@ class DeviceMatrix:
         assert not isinstance(plan, DenseProducts)
         return plan
 
+    def dense_products(self, n: int, stream: Any) -> DenseProducts:
+        """What dense products with N columns need; a warning says once that there are some.
+
+        Raises
+        ------
+        RuntimeError
+            If it has not been made yet, and the stream is being captured.
+        """
+        self._say(self._choice(n, "features", True))
+        products = self._products(DENSE, n, stream)
+        assert isinstance(products, DenseProducts)
+        return products
+
     def result(self, x: Any, shape: tuple[int, int]) -> Any:
         """A new array of X's library and dtype."""
         return _tensor(x, shape, x.dtype) if is_torch(x) else self._allocated(shape, x.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import cpu_count
 from typing import Any
 
@@ -210,6 +210,25 @@ class WindowPlan:
     loaded: int
     gathered: int
     conflicts: float
+
+    def fused(self, columns: NDArray[np.integer], fused: NDArray[np.integer]) -> WindowPlan | None:
+        """The plan for an X whose rows lie elsewhere; None if one lies beyond 2^20.
+
+        Slots of the window, and so order and conflicts, stay as they are.
+
+        Parameters
+        ----------
+        columns, fused : ndarray of int, shape (slots,)
+            The row of X that each slot of the matrix read, and the one that it is to read.
+        """
+        if fused.size and int(fused.max()) >= MOST_INPUTS:
+            return None
+        position_of = np.zeros(MOST_INPUTS, np.uint32)
+        position_of[columns] = fused
+        loads = self.tables.loads
+        row = np.uint32(MOST_INPUTS - 1)
+        moved = np.where(loads == _NO_LOAD, loads, loads & ~row | position_of[loads & row])
+        return replace(self, tables=replace(self.tables, loads=moved))
 
 
 def window_plan(matrix: HinmMatrix, blocking: WindowBlocking) -> WindowPlan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import emulated
-from gyroperm.gpu import chain, device, matrix
+from gyroperm.gpu import chain, dense, device, matrix
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant, parameters
 
@@ -46,11 +46,14 @@ class HostCard:
     capturing : bool
         Whether streams say that they are captured: nothing may be allocated or loaded then.
     memory : int
-        Bytes that may still be allocated.
+        The most bytes that an allocation may have.
+    dense : bool
+        Whether there is a torch for dense products, which then runs on the host.
     """
 
     architecture: str = "86"
     devices: int = 1
+    dense: bool = False
     loaded: list[Variant] = field(default_factory=list)
     launched: list[Variant] = field(default_factory=list)
     streams: list[Any] = field(default_factory=list)
@@ -138,7 +141,7 @@ def host_card(patch: pytest.MonkeyPatch, **described: Any) -> Iterator[HostCard]
     class Array(cupy.ndarray):
         """Of the host's memory, which CuPy does not copy from or to without a driver."""
 
-        def get(self) -> Any:
+        def get(self, **_: Any) -> Any:
             found = np.empty(self.shape, self.dtype)
             address = self.data.ptr
             span = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -199,6 +202,11 @@ def host_card(patch: pytest.MonkeyPatch, **described: Any) -> Iterator[HostCard]
     for module in (matrix, chain):
         if hasattr(module, "resident_blocks"):
             patch.setattr(module, "resident_blocks", _resident(card))
+    # Dense products by torch on the host, in the same memory.
+    patch.setattr(matrix, "can_be_dense", lambda: card.dense)
+    patch.setattr(dense, "as_torch", _as_torch)
+    patch.setattr(dense, "_on", lambda stream, device: nullcontext())
+    patch.setattr(matrix.DeviceMatrix, "_made_dense", lambda self: dense.DenseProducts.of(self))
     for cached in (device.limits, device.card):
         cached.cache_clear()
     _current.clear()
@@ -207,6 +215,18 @@ def host_card(patch: pytest.MonkeyPatch, **described: Any) -> Iterator[HostCard]
     finally:
         for cached in (device.limits, device.card):
             cached.cache_clear()
+
+
+def _as_torch(array: Any, dtype: str) -> Any:
+    import torch
+
+    array = array.view(dtype)
+    if not array.size:
+        return torch.empty(array.shape, dtype=getattr(torch, dtype))
+    span = sum((n - 1) * step for n, step in zip(array.shape, array.strides, strict=True))
+    raw = (ctypes.c_uint8 * (span + array.itemsize)).from_address(array.data.ptr)
+    flat = np.frombuffer(raw, np.uint8)
+    return torch.from_numpy(np.ndarray(array.shape, array.dtype, flat, 0, array.strides))
 
 
 def _resident(card: HostCard) -> Any:

@@ -1,6 +1,7 @@
 """The decode kernel under the emulation, against float64 products of the rounded inputs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,6 +275,37 @@ def test_mutants_are_caught(old, new):
         check(rng, matrix, plan, 8, x_pad=1, edit=lambda source: source.replace(old, new))
 
 
+TAIL_MUTANTS = {
+    "columns beyond N are written": ("        if (column >= n) continue;\n", ""),
+    "columns beyond N are multiplied": ("if (j * 8 + column < n)", ""),
+    "columns beyond N are gathered": (
+        "int of_n = least(item(first + i * threads + thread_index()).n, n - 1);",
+        "int of_n = item(first + i * threads + thread_index()).n;",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), TAIL_MUTANTS.values(), ids=TAIL_MUTANTS.keys())
+def test_mutants_that_forget_where_the_columns_end_are_caught(old, new):
+    rng = np.random.default_rng(13)
+    # The last row of X is read, too: beyond it lies nothing.
+    matrix = packed(rng, 32, [100, 100], inputs=100)
+    plan = plan_of(matrix, block_rows=32)
+    check(rng, matrix, plan, 5)
+    with pytest.raises((EmulationError, AssertionError)):
+        check(rng, matrix, plan, 5, edit=lambda source: source.replace(old, new))
+
+
+def test_without_the_turn_of_the_chunks_banks_conflict():
+    rng = np.random.default_rng(14)
+    matrix = packed(rng, 64, [256])
+    plan = plan_of(matrix, block_rows=64)
+    _, counts = check(
+        rng, matrix, plan, 8, edit=lambda source: source.replace("((n + 2 * q) & 7)", "n")
+    )
+    assert counts.access_conflicts > 0.2 * counts.accesses / 32
+
+
 def covered_steps(plan):
     """The steps of each block of rows, part after part, as the kernel takes them from the plan."""
     steps = plan.tile_steps
@@ -339,6 +371,13 @@ def test_what_does_not_fit_is_named():
     }.items():
         with pytest.raises(ValueError, match=message):
             launch(**options)
+    columns = np.zeros(65, np.uint16)[1:]
+    assert columns.ctypes.data % 4 == 2
+    odd = SimpleNamespace(
+        values=matrix.values, metadata=matrix.metadata, columns=columns, row_map=matrix.row_map
+    )
+    with pytest.raises(ValueError, match="columns must begin on 4 bytes"):
+        decode_launch(odd, x, y, plan=plan, bfloat16=False, **work_arrays(plan))
     for message, options in {
         "n must lie in 1..16": {"n": 17},
         "block_rows must be one of 16, 32, got 64": {"block_rows": 64},

@@ -5,11 +5,20 @@ import pytest
 import torch
 
 import gyroperm
-from gyroperm.gpu import DeviceMatrix, GatedFfn, HinmMatrix
+from gyroperm.gpu import (
+    DenseProductWarning,
+    DeviceMatrix,
+    Ffn,
+    GatedFfn,
+    HinmLinear,
+    HinmMatrix,
+    RmsNorm,
+)
 from gyroperm.gpu import matrix as matrix_module
-from gyroperm.gpu.candidates import DENSE
+from gyroperm.gpu.candidates import DENSE, window_way
 from gyroperm.gpu.device import cuda_errors, limits
 from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.tuned import TunedWays
 from gyroperm.pattern import Pattern
 from host_card import host_card
 
@@ -150,6 +159,125 @@ def test_what_was_measured_is_chosen_from_then_on(cupy, monkeypatch, tmp_path, l
     given = cupy.asarray(x if layout == "features" else np.ascontiguousarray(x.T))
     y = again.multiply(given, layout=layout).get()
     check(host, x, y if layout == "features" else y.T)
+
+
+def keep_dense(matrix, n):
+    """Let it have been measured that cuBLAS is the fastest."""
+    kept = TunedWays("a card", 13000)
+    kept.keep(matrix, n, "features", [(DENSE, 1e-6)], aligned=n % 8 == 0)
+
+
+@pytest.mark.parametrize("n", [8, 33])
+def test_what_is_added_may_lie_where_the_result_does(card, cupy, n):
+    host, x = packed(), numbers(n)
+    results = {}
+    for card.dense in (False, True):
+        matrix = DeviceMatrix.upload(host)
+        keep_dense(matrix, n)
+        out = cupy.asarray(np.full((ROWS, n), to_bits(np.array([2.0]), "float16")))
+        if card.dense:
+            with pytest.warns(DenseProductWarning):
+                matrix.multiply(cupy.asarray(x), out=out, addend=out)
+        else:
+            matrix.multiply(cupy.asarray(x), out=out, addend=out)
+        results[card.dense] = from_bits(out.get(), "float16")
+    expected = host.matmul_reference(from_bits(x, "float16")) + 2
+    for found in results.values():
+        assert np.abs(found - expected).max() < 2.0**-8
+
+
+@pytest.mark.parametrize("layout", ["features", "tokens"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_chain_whose_layers_are_all_faster_densely_is_dense_and_says_so(
+    card, cupy, layout, gated
+):
+    n, card.dense = 33, True
+    up, gate = packed(rows=64), packed("vector", rows=64)
+    down = packed(rows=INPUTS, inputs=64)
+    bias = cupy.asarray(numbers(1, inputs=64)[:, 0])
+
+    def block(allow_dense):
+        layers = [DeviceMatrix.upload(host, allow_dense=allow_dense) for host in (gate, up, down)]
+        if not gated:
+            return Ffn.of(*layers[1:], up_bias=bias)
+        return GatedFfn.of(*layers, gate_bias=bias, up_bias=bias)
+
+    given = numbers(n) if layout == "features" else np.ascontiguousarray(numbers(n).T)
+    expected = block(False).forward(cupy.asarray(given), layout=layout)
+    assert card.launched
+    for host in (gate, up, down):
+        keep_dense(DeviceMatrix.upload(host), n)
+    densely = block(True)
+    card.launched.clear()
+    # In place: x is added to what is written over it.
+    x = cupy.asarray(given)
+    with pytest.warns(DenseProductWarning, match="allow_dense=False forbids it"):
+        densely.prepare(n)
+    assert densely.forward(x, out=x, layout=layout) is x
+    assert not card.launched
+    np.testing.assert_allclose(
+        from_bits(x.get(), "float16"), from_bits(expected.get(), "float16"), atol=2.0**-7
+    )
+    # What cuBLAS computes is in no graph of CuPy's: the kernels compute it there.
+    x = cupy.asarray(given)
+    card.capturing = True
+    densely.forward(x, out=x, layout=layout)
+    card.capturing = False
+    assert card.launched
+    assert np.array_equal(x.get(), expected.get())
+
+
+def test_a_dense_chain_is_normalised_first(card, cupy):
+    n, card.dense = 33, True
+    hosts = packed(rows=64), packed(rows=INPUTS, inputs=64)
+    weight = cupy.asarray(to_bits(np.linspace(1, 2, INPUTS), "float16"))
+    found = []
+    for allow_dense in (False, True):
+        layers = [DeviceMatrix.upload(host, allow_dense=allow_dense) for host in hosts]
+        if allow_dense:
+            for layer in layers:
+                keep_dense(layer, n)
+        block = Ffn.of(*layers, norm=RmsNorm(weight, 1e-5))
+        x = cupy.asarray(np.ascontiguousarray(numbers(n).T))
+        card.launched.clear()
+        if allow_dense:
+            with pytest.warns(DenseProductWarning):
+                found.append(block.forward(x, layout="tokens").get())
+            assert [variant.kernel for variant in card.launched] == ["permute"]
+        else:
+            found.append(block.forward(x, layout="tokens").get())
+    first, second = (from_bits(bits, "float16") for bits in found)
+    np.testing.assert_allclose(first, second, atol=2.0**-7)
+
+
+def test_a_window_is_kept_where_columns_are_fused(card, cupy):
+    up, down = packed(rows=64), packed(rows=INPUTS, inputs=64)
+    plain = Ffn.of(*(DeviceMatrix.upload(host, allow_dense=False) for host in (up, down)))
+    first = DeviceMatrix.upload(up, allow_dense=False)
+    block = Ffn.of(first, DeviceMatrix.upload(down, allow_dense=False, window=True))
+    n = 40
+    way = window_way(block.down.window)
+    TunedWays("a card", 13000).keep(block.down, n, "features", [(way, 1e-6)])
+    x = cupy.asarray(numbers(n))
+    card.launched.clear()
+    found = block.forward(x).get()
+    assert [variant.kernel for variant in card.launched] == ["spmm", "window"]
+    expected = plain.forward(x).get()
+    np.testing.assert_allclose(
+        from_bits(found, "float16"), from_bits(expected, "float16"), atol=2.0**-8
+    )
+
+
+def test_a_layer_with_a_window_holds_the_same_weights_in_its_order(card):
+    host = packed("hinm", "bfloat16")
+    layer = HinmLinear.from_matrix(host)
+    before, x = layer.columns.clone(), torch.randn(5, INPUTS, dtype=torch.float64)
+    expected = layer(x)
+    matrix = layer._with_window()
+    assert matrix.window is not None and not torch.equal(layer.columns, before)
+    assert layer.values.data_ptr() == matrix.values.data.ptr
+    assert np.array_equal(layer.matrix().to_dense(), host.to_dense())
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_a_device_that_there_is_not(card):

@@ -49,8 +49,9 @@ def pack(rng, columns, tile_size, inputs, *, sparse, dtype="float16", outputs=No
             if sparse:
                 g = k // 2
                 at = h * 32 + g * 4
-                # Two of the four, in order; which two depends on the row.
-                first, second = row % 3, row % 3 + 1 + (row // 3) % (3 - row % 3)
+                # Two of the four, in order; which two depends on row, half and group.
+                turn = row + 5 * h + 7 * g
+                first, second = turn % 3, turn % 3 + 1 + (turn // 3) % (3 - turn % 3)
                 place = second if k % 2 else first
                 stored = np.take_along_axis(weights, (at + place)[None, :, None], 2)[..., 0]
                 lane = row % 8 * 4 + 2 * h + g // 4
@@ -121,7 +122,17 @@ def activated(y, activation):
 
 
 def multiply(
-    matrix, plan, n, rng, *, seed=1, stride=None, keep_order=False, full=False, activation=None
+    matrix,
+    plan,
+    n,
+    rng,
+    *,
+    seed=1,
+    stride=None,
+    keep_order=False,
+    full=False,
+    activation=None,
+    edit=None,
 ):
     """Launch on random X and compare with float64; returns the counts.
 
@@ -160,6 +171,7 @@ def multiply(
             arguments={**launch.arguments, "x": x.base, "y": whole}
             | ({"factor": factor.base, "addend": addend.base} if full else {}),
         ),
+        edit=edit,
         seed=seed,
     )
     dense, real = to_dense(matrix), np.flatnonzero(index.row_map >= 0)
@@ -375,6 +387,38 @@ def test_mutants_are_caught():
     late[-1] = late[0]
     with pytest.raises(EmulationError):
         run(replace(launch, arguments={**launch.arguments, "loads": np.roll(late, 1, 0)}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("multiply_sparse<1>", "multiply_sparse<0>"),
+        ("most(0, least(8, columns - first))", "8"),
+        ("int there = least(8, columns - first);", "int there = 8;"),
+        ("int channel = load(row_map + packed_row);", "int channel = packed_row;"),
+    ],
+    ids=["one selector", "X's end", "Y's end", "no row map"],
+)
+def test_mutants_that_compute_or_reach_something_else_are_caught(old, new):
+    rng = np.random.default_rng(7)
+    # One tile for two places of a block, and every row of X is read, the last one too.
+    matrix = pack(rng, random_tiles(rng, [192], 192), 16, 192, sparse=True, outputs=13)
+    plan = window_plan(matrix, SPARSE)
+    multiply(matrix, plan, 9, rng, stride=16)
+    with pytest.raises((EmulationError, AssertionError)):
+        multiply(matrix, plan, 9, rng, stride=16, edit=lambda source: source.replace(old, new))
+
+
+def test_without_the_turn_of_the_slots_banks_conflict():
+    rng = np.random.default_rng(8)
+    matrix = pack(rng, random_tiles(rng, [192, 192], 192), 16, 192, sparse=True)
+    plan = window_plan(matrix, SPARSE)
+
+    def plain(source):
+        return source.replace("slot & 7", "0")
+
+    counts = multiply(matrix, plan, 64, rng, edit=plain)
+    assert counts.matrix_conflicts == 7 * counts.matrix_loads > 0
 
 
 def test_bad_arguments_are_named():
