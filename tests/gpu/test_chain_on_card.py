@@ -6,6 +6,7 @@ import torch
 
 import gyroperm
 from gyroperm.gpu import (
+    DenseProductWarning,
     DeviceMatrix,
     GatedFfn,
     HinmConv2d,
@@ -14,8 +15,10 @@ from gyroperm.gpu import (
     HinmMatrix,
     RmsNorm,
 )
-from gyroperm.gpu.device import limits
+from gyroperm.gpu.candidates import DENSE, window_way
+from gyroperm.gpu.device import card, driver_version, limits
 from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.tuned import TunedWays
 from gyroperm.pattern import Pattern
 
 pytestmark = pytest.mark.gpu
@@ -48,7 +51,7 @@ def packed(pattern, dtype, rows=ROWS, inputs=INPUTS):
     return HinmMatrix.from_solution(solution, weights, dtype)
 
 
-def layers_of_a_block(dtype, biases):
+def layers_of_a_block(dtype, biases, allow_dense=False):
     shapes = {"up": (INPUTS, ROWS), "down": (ROWS, INPUTS), "gate": (INPUTS, ROWS)}
     layers = {}
     for (name, (inputs, outputs)), pattern in zip(
@@ -60,6 +63,7 @@ def layers_of_a_block(dtype, biases):
             weight, pattern=PATTERNS[pattern], method="random", options={"count": 1}
         )
         layers[name] = HinmLinear.from_linear(linear, solution)
+        layers[name].allow_dense = allow_dense
     return layers
 
 
@@ -118,11 +122,53 @@ def test_a_chain_in_a_graph_follows_what_its_biases_become(n):
         assert torch.equal(y, second)
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_chain_whose_layers_are_faster_densely(monkeypatch, tmp_path, normed):
+    monkeypatch.setenv("GYROPERM_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(4)
+    layers, n = layers_of_a_block(torch.float16, biases=True, allow_dense=True), 72
+    norm = torch.nn.RMSNorm(INPUTS, eps=1e-5).half() if normed else None
+    block = HinmFfn(**layers, residual=True, norm=norm).requires_grad_(False)
+    x = torch.randn(n, INPUTS).half()
+    expected = block.cpu()(x.double())
+    block.cuda()
+    tuned = TunedWays(card(0).name, driver_version())
+    for layer in layers.values():
+        tuned.keep(layer.device_matrix(), n, "features", [(DENSE, 1e-6)])
+    given = x.cuda()
+    with pytest.warns(DenseProductWarning):
+        y = block(given)
+    torch.testing.assert_close(y.double().cpu(), expected, rtol=2.0**-7, atol=0.03)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = block(given)
+    again.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(again, y, rtol=2.0**-9, atol=1e-2)
+
+
+def test_a_layer_with_a_window(monkeypatch, tmp_path):
+    monkeypatch.setenv("GYROPERM_CACHE_DIR", str(tmp_path))
+    host, n = packed("hinm", "bfloat16"), 200
+    plain, layer = (HinmLinear.from_matrix(host, device=torch.device("cuda")) for _ in range(2))
+    plain.allow_dense, layer.window = False, True
+    matrix = layer.device_matrix()
+    way = window_way(matrix.window)
+    TunedWays(card(0).name, driver_version()).keep(matrix, n, "tokens", [(way, 1e-6)])
+    x = torch.randn(n, INPUTS, device="cuda").bfloat16()
+    assert matrix.choice(n, "tokens").way == way
+    # Summed in another order.
+    torch.testing.assert_close(layer(x), plain(x), rtol=2.0**-7, atol=2.0**-6)
+    assert torch.equal(layer.weight, plain.weight)
+
+
 def test_a_chain_of_cupy_arrays(cupy):
     gate, up = packed("hinm", "float16"), packed("tvw", "float16")
     down = packed("nm", "float16", INPUTS, ROWS)
-    block = GatedFfn.of(gate, up, down)
     gate, up, down = (DeviceMatrix.upload(host, allow_dense=False) for host in (gate, up, down))
+    block = GatedFfn.of(gate, up, down)
     for n in COLUMNS:
         x = cupy.asarray(to_bits(np.random.default_rng(n).standard_normal((INPUTS, n)), "float16"))
         hidden = up.multiply(x, factor=gate.multiply(x, activation="silu"))
