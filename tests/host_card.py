@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import emulated
-from gyroperm.gpu import chain, dense, device, matrix
+from gyroperm.gpu import dense, device, matrix
 from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import Variant, parameters
 
@@ -199,9 +199,7 @@ def host_card(patch: pytest.MonkeyPatch, **described: Any) -> Iterator[HostCard]
     patch.setattr(cupy.cuda, "get_current_stream", lambda *_: _current[-1] if _current else null)
     patch.setattr(cupy.cuda, "Stream", lambda **_: _Stream(card, 7))
     patch.setattr(device, "_loaded", card.load)
-    for module in (matrix, chain):
-        if hasattr(module, "resident_blocks"):
-            patch.setattr(module, "resident_blocks", _resident(card))
+    patch.setattr(matrix, "resident_blocks", _resident(card))
     # Dense products by torch on the host, in the same memory.
     patch.setattr(matrix, "can_be_dense", lambda: card.dense)
     patch.setattr(dense, "as_torch", _as_torch)
