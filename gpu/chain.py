@@ -205,7 +205,8 @@ class Ffn:
         stream, first = current_stream(), self.matrices[0]
         if self.dense is not None and self.dense.are_faster(n):
             self.dense.prepare(n, stream)
-        for layout in LAYOUTS if self.norm is None else ("tokens",):
+        layouts: tuple[Layout, ...] = LAYOUTS if self.norm is None else ("tokens",)
+        for layout in layouts:
             plans = self._plans(n, layout, stream)
             for x, out in stand_ins(self.outputs, self.inputs, n, layout):
                 scratch = first.scratch(x)

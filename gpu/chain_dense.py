@@ -87,14 +87,14 @@ class DenseLayers:
             matrix.dense_products(n, stream).multiply(read, written, on, layout=layout, **epilogue)
             return written
 
-        def memory(name: str, shape: tuple[int, ...]) -> Any:
+        def memory(name: str, shape: tuple[int, int]) -> Any:
             return self.first.result(x, shape) if is_torch(x) else scratch(name, shape, "int16")
 
         rows = self.first.shape[0]
         shape = (rows, n) if layout == "features" else (n, rows)
         read = x
         if normalised is not None:
-            read = memory("normalised", tuple(x.shape))
+            read = memory("normalised", (int(x.shape[0]), int(x.shape[1])))
             run(normalised(as_cupy(read)), stream)
         hidden = product(
             self.first,

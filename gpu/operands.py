@@ -16,7 +16,7 @@ from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.source import parameters
 
 Layout = Literal["features", "tokens"]
-LAYOUTS: tuple[str, ...] = ("features", "tokens")
+LAYOUTS: tuple[Layout, ...] = ("features", "tokens")
 
 # What elements a parameter's type takes, None for any; and the bytes they must begin on.
 _WORDS = ("uint16", "int16", "float16", "bfloat16")
