@@ -208,7 +208,8 @@ class _Chain(Search):
         return self._whole.random(_CHAIN, self._index, *stream)
 
     def part(self, share: float) -> Search:
-        return _Chain(self._whole, self._index, _Share(self._stop, share))
+        stop = None if self._stop is None else _Share(self._stop, share)
+        return _Chain(self._whole, self._index, stop)
 
     def record(self, retained: float | None = None) -> None:
         super().record(retained)

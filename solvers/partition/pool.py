@@ -133,7 +133,7 @@ class Pool:
 
     def bar(self, columns: NDArray[np.bool_], but: NDArray[np.intp]) -> None:
         """Bar the groups that hold any of the columns (C',) but for these groups."""
-        held = columns[self.groups].any(axis=1)
+        held: NDArray[np.bool_] = np.any(columns[self.groups], axis=1)
         held[but] = False
         self.barred |= held
         self._refine()
