@@ -4,6 +4,7 @@ Bring a weight matrix; get back the order of rows and columns, and the mask, tha
 of what matters under a sparsity pattern that hardware can run.
 """
 
+from gyroperm.compensation import compensate
 from gyroperm.engine import solve
 from gyroperm.lossless import lossless
 from gyroperm.measures import efficacy, output_error, retained
@@ -24,6 +25,7 @@ __all__ = [
     "Solution",
     "TimeLimit",
     "__version__",
+    "compensate",
     "efficacy",
     "lossless",
     "magnitude",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,19 @@ class Arrangement:
             mask_tile(saliency, rows, groups, n, mask)
         return mask
 
+    def with_mask(self, mask: NDArray[np.bool_]) -> Arrangement:
+        """The same rows and groups with a mask of its own, shape (R, C), whatever the saliency.
+
+        For methods that judge masks by something else. Whoever makes a solution of it checks that
+        it keeps n of every group.
+        """
+        return _Masked(self.tile_rows, self.groups, self.col_order, mask)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether it has a mask of its own."""
+        return isinstance(self, _Masked)
+
     def check(self, problem: Geometry) -> None:
         """Raise ValueError, saying what is wrong, unless this is a solution of the problem.
 
@@ -80,6 +93,16 @@ class Arrangement:
         if problem.pattern.allocation != "window":
             for t, groups in enumerate(self.groups):
                 _check_columns(f"groups[{t}]", groups, problem.columns, groups.size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked(Arrangement):
+    """See :meth:`Arrangement.with_mask`; made by it alone."""
+
+    own: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.bool_))
+
+    def mask(self, saliency: NDArray[np.floating], n: int) -> NDArray[np.bool_]:
+        return self.own.copy()
 
 
 def _check_columns(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from gyroperm import measures
 from gyroperm.arguments import checked_duration, checked_integer, checked_threads
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
+from gyroperm.gram import DEFAULT_DAMP, Gram
 from gyroperm.interrupt import interrupted
 from gyroperm.memory import require
+from gyroperm.output import OBJECTIVES, Inputs, LayerOutput, Objective
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
+from gyroperm.saliency import wanda
 from gyroperm.solution import Solution
 from gyroperm.stopping import MaxRounds, Stop, TimeLimit
 from gyroperm.views import WeightView
@@ -47,6 +50,10 @@ def solve(
     vec_size: int | None = None,
     pattern: Pattern | None = None,
     saliency: Any = None,
+    gram: Any = None,
+    activations: Any = None,
+    objective: Objective | None = None,
+    damp: float = DEFAULT_DAMP,
     groups: int = 1,
     normalize: bool = False,
     method: str = "auto",
@@ -59,7 +66,10 @@ def solve(
     progress: bool = False,
     bound: bool | float = False,
 ) -> Solution:
-    """Find the order of rows and columns, and the mask, that keep the most saliency.
+    """Find the order of rows and columns, and the mask, that keep the most of what matters.
+
+    That is saliency, or, where it is known what the layer is fed (``gram`` or ``activations``),
+    the layer's output.
 
     Parameters
     ----------
@@ -79,12 +89,28 @@ def solve(
     pattern : Pattern, optional
         The pattern, instead of the four arguments above.
     saliency : array_like or list, optional
-        Non-negative, in the shape of ``weights``; ``|weights|`` by default.
+        Non-negative, in the shape of ``weights``; ``|weights|`` by default, and
+        ``|weights| * sqrt(diag H)``, Wanda's, where the objective is an error.
+    gram : array_like, shape (C, C), optional
+        ``H = X^T X / tokens`` of the layer's inputs X, up to a positive factor. The matrices of a
+        list share it. For a convolution under a two-level pattern that of the im2col view, whose
+        columns are ``C * kh * kw``.
+    activations : array_like, shape (tokens, C), optional
+        X itself, instead of ``gram``.
+    objective : {"saliency", "error", "compensated"}, optional
+        What is searched for: the most saliency; the least squared output error
+        ``tr((W - What) H (W - What)^T)`` of the masked weights; or the least once
+        :func:`gyroperm.compensate` has updated what is kept. Masks within groups are then chosen
+        by that error too. ``"error"`` by default where inputs are given and the method is
+        ``auto`` or judges by the output, ``"saliency"`` for all other methods.
+    damp : float
+        The share of the mean of H's diagonal that is added to it while an error is searched for,
+        against fitting what calibration alone has seen; ``output_error`` is reported without.
     groups : int
         The groups of a grouped convolution, whose rows and input channels stay among themselves.
     normalize : bool
-        For a list: divide each matrix's saliency by its sum, so that each counts alike.
-        Measures are then in those units.
+        For a list: divide each matrix's saliency by its sum, and its output by its norm, so that
+        each counts alike. Measures are then in those units.
     method : str
         A registered method; see ``gyroperm methods``. ``auto`` is the one that keeps the most in
         the time there is; given options, it is ``assign``.
@@ -116,7 +142,8 @@ def solve(
     Returns
     -------
     Solution
-        Never below ``identity`` (no permutation), nor below ``initial``.
+        Never below ``identity`` (no permutation), nor below ``initial``, in what was searched
+        for: the saliency that is kept, or the output error.
 
     Raises
     ------
@@ -127,6 +154,11 @@ def solve(
         If an argument is no array of real numbers.
     MemoryError
         If the search would not fit into the memory that is available; says both figures.
+
+    Warns
+    -----
+    UserWarning
+        If ``gram`` or ``activations`` lack rank: fewer tokens than channels; names the rank.
 
     Examples
     --------
@@ -143,11 +175,16 @@ def solve(
 
     pattern = _pattern(pattern, n, m, vec_ratio, vec_size)
     groups = checked_integer("groups", groups, 1)
-    problem, view = _problem(weights, saliency, pattern, groups, normalize)
+    inputs = Inputs.of(gram, activations, damp)
+    aim = _objective(objective, method, inputs is not None)
+    problem, view = _problem(weights, saliency, pattern, groups, normalize, inputs, aim)
     stop = _combined_stop(stop, time_limit)
     threads = checked_threads(threads)
-    if method == "auto" and not options:
-        method = chosen_method(problem, stop, threads)
+    if method == "auto":
+        if aim != "saliency":
+            method = OUTPUT_METHOD
+        elif not options:
+            method = chosen_method(problem, stop, threads)
     found = registry.get(method)
     checked_options = found.make_options(options)
     seed = checked_integer("seed", seed, 0)
@@ -188,8 +225,41 @@ def _pattern(
     return Pattern(n=n, m=m, vec_ratio=vec_ratio, vec_size=vec_size)
 
 
+#: What ``auto`` is where the objective is an error.
+OUTPUT_METHOD = "output"
+
+
+def _objective(objective: Any, method: str, known: bool) -> Objective:
+    """What to search for; ValueError unless inputs and the method are made for it."""
+    from gyroperm.solvers import registry
+
+    if objective is not None and objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    by_output = method != "auto" and registry.get(method).judges == "output"
+    if not known:
+        if by_output or objective not in (None, "saliency"):
+            what = f"method {method!r}" if by_output else f"objective {objective!r}"
+            raise ValueError(f"{what} judges by the layer's output: give gram or activations")
+        return "saliency"
+    if objective is None:
+        return "error" if method == "auto" or by_output else "saliency"
+    if method != "auto" and by_output == (objective == "saliency"):
+        judged = "the layer's output" if by_output else "saliency"
+        raise ValueError(
+            f"method {method!r} judges by {judged}, which does not fit objective {objective!r}; "
+            f"methods that judge by the output can start from its solution, given as initial"
+        )
+    return cast(Objective, objective)
+
+
 def _problem(
-    weights: Any, saliency: Any, pattern: Pattern, groups: int, normalize: bool
+    weights: Any,
+    saliency: Any,
+    pattern: Pattern,
+    groups: int,
+    normalize: bool,
+    inputs: Inputs | None = None,
+    objective: Objective = "saliency",
 ) -> tuple[Problem, WeightView]:
     listed = isinstance(weights, list | tuple)
     if listed and not weights:
@@ -206,14 +276,17 @@ def _problem(
     for i, array in enumerate(arrays):
         check_finite(array, f"weights[{i}]" if listed else "weights")
     view = WeightView.of([a.shape for a in arrays], pattern, listed=listed, groups=groups)
+    output = inputs and inputs.meeting(arrays, view, objective, normalize=normalize)
     if saliency is None:
         saliencies = [np.abs(array) for array in arrays]
+        if output is not None and objective != "saliency":
+            saliencies = view.split(wanda(view.matrix(arrays), output.gram.norms))
     else:
         saliencies = _saliencies(saliency, [a.shape for a in arrays], listed)
     _check_sums(saliencies)
     if normalize:
         saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
-    problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders)
+    problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders, output or None)
     return problem, view
 
 
@@ -302,6 +375,8 @@ def _checked_initial(
         initial.arrangement.check(problem)
     except ValueError as error:
         raise ValueError(f"initial does not fit this saliency: {error}") from error
+    if problem.judged_by_output:
+        return initial.arrangement.with_mask(view.matrix(initial.masks))
     return initial.arrangement
 
 
@@ -325,7 +400,8 @@ def _run(
     if registry.is_shipped(method.name):
         # A method that refuses the pattern says so of this problem, not of the small one.
         with suppress(ValueError):
-            _warm_up(method.name, problem.pattern, problem.saliency.dtype.name)
+            objective = problem.output.objective if problem.output else "saliency"
+            _warm_up(method.name, problem.pattern, problem.saliency.dtype.name, objective)
     identity = identity_arrangement(problem)
     kept_by_identity = _value(problem, identity)
     with _progress_bar(progress, method.name) as bar:
@@ -339,10 +415,16 @@ def _run(
     # A method may end below where it began; what is returned never does.
     candidates = [found, identity] if start is None else [found, start, identity]
     values = [_value(problem, candidate) for candidate in candidates]
-    best = int(np.argmax(values))
+    errors = [_error(problem, candidate) for candidate in candidates]
     # Methods sum in another order than the final measure: rounding must not show as a loss.
-    history = [(s, min(_unscaled(problem, value), values[best])) for s, value in search.history]
-    history.append((seconds, values[best]))
+    if problem.judged_by_output:
+        best = int(np.argmin(errors))
+        history = [(s, max(1.0 - value, errors[best])) for s, value in search.history]
+        history.append((seconds, errors[best]))
+    else:
+        best = int(np.argmax(values))
+        history = [(s, min(_unscaled(problem, value), values[best])) for s, value in search.history]
+        history.append((seconds, values[best]))
     proof = search.proof and (_unscaled(problem, search.proof[0]), search.proof[1])
     if effort is not None and not _met(proof, values[best]):
         proof = _lower(proof, _bound(problem, candidates[best], effort, threads, stop))
@@ -352,6 +434,9 @@ def _run(
         identity=kept_by_identity,
         view=view,
         proof=proof,
+        output_error=errors[best],
+        identity_output_error=errors[-1],
+        objective=problem.output.objective if problem.output else "saliency",
         method=method.name,
         seed=seed,
         seconds=seconds,
@@ -394,6 +479,13 @@ def _value(problem: Problem, arrangement: Arrangement) -> float:
     )
 
 
+def _error(problem: Problem, arrangement: Arrangement) -> float:
+    """The squared relative output error; NaN where it is not known what the layer is fed."""
+    if problem.output is None:
+        return math.nan
+    return problem.output.error(arrangement.mask(problem.saliency, problem.pattern.n))
+
+
 def _unscaled(problem: Problem, value: float) -> float:
     """A value of the search in the saliency's own scale; infinite where that overflows."""
     with np.errstate(over="ignore"):
@@ -407,7 +499,7 @@ def _progress_bar(progress: bool, description: str) -> Any:
 
 
 @cache
-def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
+def _warm_up(method: str, pattern: Pattern, dtype: str, objective: Objective = "saliency") -> None:
     """Compile what a method needs, on a small problem, so that no clock sees it."""
     from gyroperm.solvers import registry
     from gyroperm.solvers.search import Search
@@ -422,9 +514,14 @@ def _warm_up(method: str, pattern: Pattern, dtype: str) -> None:
             columns *= 2
     rows = 2 * min(pattern.vec_size or 4, 8)
     saliency = np.random.default_rng(0).random((rows, columns)).astype(dtype)
+    output = None
+    if objective != "saliency":
+        inputs = np.random.default_rng(1).standard_normal((2 * columns, columns))
+        output = LayerOutput(saliency, Gram.of(inputs.T @ inputs), inputs, objective=objective)
     if pattern.vec_size is not None:
         pattern = replace(pattern, vec_size=rows // 2)
     found = registry.get(method)
-    search = Search(Problem(saliency, pattern), stop=MaxRounds(100) | TimeLimit(60))
+    problem = Problem(saliency, pattern, output=output)
+    search = Search(problem, stop=MaxRounds(100) | TimeLimit(60))
     arrangement = found.solve(search, found.make_options(None))
     _value(search.problem, arrangement)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gyroperm.geometry import Geometry, checked_blocks
+from gyroperm.gram import Gram
+from gyroperm.output import LayerOutput
 from gyroperm.pattern import Pattern
 
 
@@ -29,6 +31,8 @@ class Problem(Geometry):
     orders : int, optional
         How many column orders the layer has, 1 or ``len(blocks)``; matters to patterns with a
         shared order only. Plain N:M makes one tile of each order's rows.
+    output : LayerOutput, optional
+        The weights and what they are fed, for methods that judge by the layer's output.
 
     Raises
     ------
@@ -40,6 +44,7 @@ class Problem(Geometry):
     pattern: Pattern
     blocks: tuple[int, ...] = ()
     orders: int = 1
+    output: LayerOutput | None = None
 
     def __post_init__(self) -> None:
         if self.saliency.ndim != 2 or not self.saliency.size:
@@ -47,6 +52,26 @@ class Problem(Geometry):
         blocks = checked_blocks(self.pattern, self.rows, self.blocks, self.orders)
         object.__setattr__(self, "blocks", blocks)
         self.pattern.kept_columns(self.columns)
+        if self.output is not None and self.output.weights.shape != self.saliency.shape:
+            raise ValueError(
+                f"the weights of output must have the shape {self.saliency.shape} of saliency, "
+                f"got {self.output.weights.shape}"
+            )
+
+    @property
+    def judged_by_output(self) -> bool:
+        """Whether the least output error is searched for, not the most saliency."""
+        return self.output is not None and self.output.objective != "saliency"
+
+    @property
+    def gram(self) -> Gram | None:
+        """The Gram matrix of the layer's inputs, where it is known."""
+        return None if self.output is None else self.output.gram
+
+    @property
+    def activations(self) -> NDArray[np.floating] | None:
+        """The layer's inputs, (tokens, C), where they were given."""
+        return None if self.output is None else self.output.activations
 
     @property
     def rows(self) -> int:  # type: ignore[override]

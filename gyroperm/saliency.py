@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gyroperm.arguments import is_number
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
+from gyroperm.gram import DEFAULT_DAMP, Gram, checked_damp
 
 
 def magnitude(weights: Any) -> NDArray[np.floating]:
@@ -109,7 +109,7 @@ def ria(weights: Any, input_norms: Any, *, power: float = 0.5) -> NDArray[np.flo
     return (w / by_row + w / by_column).astype(w.dtype) * norms**power
 
 
-def obs(weights: Any, gram: Any, *, damp: float = 0.01) -> NDArray[np.floating]:
+def obs(weights: Any, gram: Any, *, damp: float = DEFAULT_DAMP) -> NDArray[np.floating]:
     """OBS: what removing a weight costs once the others make up for it, ``w^2 / [H^-1]_cc``.
 
     ``H = X X^T`` (over the calibration tokens) is the Hessian of the layer's squared output error,
@@ -153,41 +153,15 @@ def obs(weights: Any, gram: Any, *, damp: float = 0.01) -> NDArray[np.floating]:
     return (np.square(w, dtype=np.float64) * cost).astype(w.dtype)
 
 
-# How far a Gram matrix that was summed in float32 may be from symmetric and from semidefinite,
-# relative to its largest element and to its trace.
-_ASYMMETRY, _INDEFINITE = 1e-4, 1e-6
-
-
-def removal_cost(gram: Any, *, damp: float = 0.01) -> NDArray[np.float64]:
+def removal_cost(gram: Any, *, damp: float = DEFAULT_DAMP) -> NDArray[np.float64]:
     """``1 / [H^-1]_cc`` of each input channel, shape (C,): what :func:`obs` multiplies w^2 with."""
-    H = to_numpy(gram, "gram").astype(np.float64)
-    if H.ndim != 2 or H.shape[0] != H.shape[1] or not H.size:
-        raise ValueError(f"gram must be a square matrix, got shape {H.shape}")
-    if not is_number(damp) or not 0 <= damp < np.inf:
-        raise ValueError(f"damp must not be negative, got {damp!r}")
-    check_finite(H, "gram")
-    largest = float(np.abs(H).max())
-    if not largest:
-        return np.zeros(len(H))
-    H /= largest
-    if (uneven := float(np.abs(H - H.T).max())) > _ASYMMETRY:
-        raise ValueError(
-            f"gram must be symmetric; it differs from its transpose by {uneven:.2g} of its "
-            f"largest element"
-        )
-    H = (H + H.T) / 2
-    diagonal = np.arange(len(H))
-    trace = float(np.trace(H))
+    damp = checked_damp(damp)
+    H = Gram.of(gram, warn=False)
+    if not H.matrix.any():
+        return np.zeros(H.columns)
     try:
-        slack = H.copy()
-        slack[diagonal, diagonal] += _INDEFINITE * max(trace, 0.0)
-        np.linalg.cholesky(slack)
-    except np.linalg.LinAlgError:
-        raise ValueError("gram must be positive semidefinite, as every X X^T is") from None
-    H[diagonal, diagonal] += damp * trace / len(H)
-    try:
-        inverse = np.linalg.inv(np.linalg.cholesky(H))
+        inverse = np.linalg.inv(np.linalg.cholesky(H.damped(damp)))
     except np.linalg.LinAlgError:
         raise ValueError(f"gram has no inverse with damp={damp}; a larger damp gives one") from None
-    cost: NDArray[np.float64] = largest / np.square(inverse).sum(axis=0)
+    cost: NDArray[np.float64] = np.ldexp(1.0 / np.square(inverse).sum(axis=0), H.exponent)
     return cost

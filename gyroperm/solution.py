@@ -18,13 +18,14 @@ from gyroperm import measures
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import is_cupy, is_torch, to_numpy
 from gyroperm.files import atomic_path
+from gyroperm.output import Objective
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.views import WeightView
 
-#: Schema 1 had no ``bound_kind``.
-SCHEMA = 2
-_READ = (1, 2)
+#: Schema 1 had no ``bound_kind``, schema 2 no output errors.
+SCHEMA = 3
+_READ = (1, 2, 3)
 
 Status = Literal["infeasible", "feasible", "optimal", "lossless"]
 Basis = Literal["row", "layer"]
@@ -60,6 +61,12 @@ class Solution:
         True where a weight is kept, in the original order.
     retained, identity : float
         The saliency kept, and what the pattern keeps without permutation.
+    output_error, identity_output_error : float
+        ``tr((W - What) H (W - What)^T) / tr(W H W^T)``, the squared relative error of the layer's
+        output, of the mask and without permutation; NaN where it was not said what the layer is
+        fed. Both after compensation where that is the objective.
+    objective : {"saliency", "error", "compensated"}
+        What was searched for.
     unstructured_by_row, unstructured_by_layer : float
         The largest sums with as many weights in each row, and in the layer, as the mask keeps.
     bound : float
@@ -82,7 +89,8 @@ class Solution:
     seconds : float
         The search's time, compilation excluded.
     history : tuple of (float, float)
-        (seconds, retained) at every improvement.
+        (seconds, retained) at every improvement; (seconds, output_error) where the objective is
+        an error.
     view : WeightView
         How the weights are seen as a matrix.
     """
@@ -103,18 +111,22 @@ class Solution:
     history: tuple[tuple[float, float], ...] = ()
     infeasible: str = ""
     bound_kind: str = UNSTRUCTURED
+    output_error: float = math.nan
+    identity_output_error: float = math.nan
+    objective: Objective = "saliency"
     _matrix_mask: NDArray[np.bool_] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_matrix_mask", self.view.matrix(self._masks))
+        object.__setattr__(self, "_matrix_mask", self.view.matrix(self.masks))
         self._matrix_mask.setflags(write=False)
-        for mask in self._masks:
+        for mask in self.masks:
             mask.setflags(write=False)
         self.arrangement.check(self.view.layout(self.pattern))
         _check_mask(self.arrangement, self._matrix_mask, self.pattern.n)
 
     @property
-    def _masks(self) -> list[NDArray[np.bool_]]:
+    def masks(self) -> list[NDArray[np.bool_]]:
+        """The mask of each weight, also where there is but one."""
         return list(self.mask) if self.view.listed else [self.mask]
 
     @property
@@ -194,7 +206,7 @@ class Solution:
             If a shape differs.
         """
         given = self._as_list(weights)
-        pruned = [_masked(w, mask) for w, mask in zip(given, self._masks, strict=True)]
+        pruned = [_masked(w, mask) for w, mask in zip(given, self.masks, strict=True)]
         return pruned if self.view.listed else pruned[0]
 
     def permute(self, weights: Any) -> NDArray[Any] | list[NDArray[Any]]:
@@ -277,6 +289,12 @@ class Solution:
             f"{shown(self.gap_points, '.2f')} points of efficacy, {self.status}",
             f"method        {self.method}, seed {self.seed}, {self.seconds:.2f} s",
         ]
+        if not math.isnan(self.output_error):
+            after = ", after compensation" if self.objective == "compensated" else ""
+            lines.append(
+                f"output error  {self.output_error:.4g} of the squared output{after} "
+                f"(identity {self.identity_output_error:.4g})"
+            )
         if self.infeasible:
             lines.append(f"not lossless  {self.lost} nonzeros are lost: {self.infeasible}")
         return "\n".join(lines)
@@ -328,6 +346,9 @@ class Solution:
         scalars = json.loads(str(stored["scalars"]))
         if int(stored["schema"]) < SCHEMA:
             scalars.setdefault("bound_kind", UNSTRUCTURED)
+            scalars.setdefault("output_error", math.nan)
+            scalars.setdefault("identity_output_error", math.nan)
+            scalars.setdefault("objective", "saliency")
         for name, kind in _SCALARS.items():
             if not isinstance(scalars[name], kind) or isinstance(scalars[name], bool):
                 raise TypeError(f"{name} is {scalars[name]!r}")
@@ -376,7 +397,7 @@ class Solution:
             A bound besides the unstructured one, and how it was proven; the lower one counts.
 
         **found
-            ``method``, ``seed``, ``seconds`` and ``history``.
+            ``method``, ``seed``, ``seconds`` and ``history``; output errors and the objective.
 
         Raises
         ------
@@ -415,6 +436,9 @@ _SCALARS: dict[str, type] = {
     "lost": int,
     "infeasible": str,
     "bound_kind": str,
+    "output_error": float,
+    "identity_output_error": float,
+    "objective": str,
     "method": str,
     "seed": int,
     "seconds": float,

@@ -96,12 +96,15 @@ class WeightView:
 
     def matrix(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Stack weights (or saliencies, or masks) of these shapes into the matrix."""
-        parts = []
-        for array, shape in zip(arrays, self.shapes, strict=True):
-            if len(shape) > 2 and not self.im2col:
-                array = np.moveaxis(array, 1, -1)
-            parts.append(array.reshape(self._matrix_shape(shape)))
+        parts = [self.rows_of(array) for array in arrays]
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def rows_of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The rows that one weight of these shapes makes of the matrix."""
+        shape = self._matrix_shape(array.shape)
+        if array.ndim > 2 and not self.im2col:
+            array = np.moveaxis(array, 1, -1)
+        return array.reshape(shape)
 
     def split(self, matrix: NDArray[Any]) -> list[NDArray[Any]]:
         """The inverse of :meth:`matrix`."""

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gyroperm.arrangement import Arrangement
 from gyroperm.solvers.search import Search
@@ -19,6 +19,9 @@ class NoOptions:
 
 #: A method: takes a search and its options, returns an arrangement that passes its own check.
 Solver = Callable[[Search, Any], Arrangement]
+
+#: What a method judges by.
+Judges = Literal["saliency", "output"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,16 @@ class Method:
         The frozen dataclass of its options; validates in ``__post_init__``.
     summary : str
         One line: what it is and where it comes from.
+    judges : {"saliency", "output"}
+        What it searches for: the most saliency, or the least error of the layer's output, for
+        which ``search.problem.output`` says what the layer is fed.
     """
 
     name: str
     solve: Solver
     options: type
     summary: str
+    judges: Judges = "saliency"
 
     def make_options(self, given: Any) -> Any:
         """Options from None, a mapping or an instance; ValueError or TypeError says what fits."""
@@ -81,7 +88,12 @@ _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}
 
 
 def register(
-    name: str, *, options: type = NoOptions, summary: str = "", aliases: tuple[str, ...] = ()
+    name: str,
+    *,
+    options: type = NoOptions,
+    summary: str = "",
+    aliases: tuple[str, ...] = (),
+    judges: Judges = "saliency",
 ) -> Callable[[Solver], Solver]:
     """Register a method under a name (a decorator).
 
@@ -95,11 +107,14 @@ def register(
         One line for ``gyroperm methods``; the first line of the docstring by default.
     aliases : tuple of str
         Other names for it.
+    judges : {"saliency", "output"}
+        What it searches for. A method that judges by the layer's output may return an arrangement
+        with a mask of its own, see :meth:`gyroperm.arrangement.Arrangement.with_mask`.
     """
 
     def decorate(solve: Solver) -> Solver:
         line = summary or (solve.__doc__ or "").strip().split("\n")[0]
-        _methods[name] = Method(name, solve, options, line)
+        _methods[name] = Method(name, solve, options, line, judges)
         _aliases.pop(name, None)
         _aliases.update(dict.fromkeys(aliases, name))
         return solve

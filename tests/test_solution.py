@@ -67,7 +67,9 @@ def test_a_file_gives_back_every_field(kind, tmp_path):
     assert np.array_equal(loaded.row_order, solution.row_order)
     fields = {f.name for f in dataclasses.fields(Solution)}
     for name in fields - {"mask", "arrangement", "_matrix_mask"}:
-        assert getattr(loaded, name) == getattr(solution, name), name
+        one, other = getattr(loaded, name), getattr(solution, name)
+        # Output errors are NaN where it was not said what the layer is fed.
+        assert one == other or (one != one and other != other), name
     for name in ("unstructured", "gap", "status", "basis"):
         assert getattr(loaded, name) == getattr(solution, name), name
     assert loaded.summary() == solution.summary()
@@ -91,12 +93,12 @@ def _tampered(path, **changes):
     np.savez(path, **{name: value for name, value in stored.items() if value is not None})
 
 
-@pytest.mark.parametrize("schema", [0, 3, 99])
+@pytest.mark.parametrize("schema", [0, 4, 99])
 def test_another_schema_is_refused(tmp_path, schema):
     path = tmp_path / "solution.npz"
     solved("nm").save(path)
     _tampered(path, schema=np.array(schema))
-    with pytest.raises(ValueError, match=rf"schema {schema}; this version reads schema 1 to 2"):
+    with pytest.raises(ValueError, match=rf"schema {schema}; this version reads schema 1 to 3"):
         Solution.load(path)
 
 
