@@ -49,6 +49,11 @@ class LayerOutput:
         """Whether errors are those after compensation."""
         return self.objective == "compensated"
 
+    @property
+    def damped_gram(self) -> NDArray[np.float64]:
+        """H as a search sees it, (C, C)."""
+        return self.gram.damped(self.damp)
+
     def pruned(self, mask: NDArray[np.bool_]) -> NDArray[np.floating]:
         """The weights with a mask, compensated where that is what counts."""
         if self.compensated:

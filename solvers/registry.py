@@ -82,6 +82,7 @@ _SHIPPED = {
     "ovw": "gyroperm.solvers.ovw",
     "dive": "gyroperm.solvers.dive",
     "exact": "gyroperm.solvers.exact",
+    "output": "gyroperm.solvers.output",
 }
 _methods: dict[str, Method] = {}
 _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}
