@@ -9,7 +9,7 @@ from gyroperm.engine import solve
 from gyroperm.lossless import lossless
 from gyroperm.measures import efficacy, output_error, retained
 from gyroperm.pattern import Pattern
-from gyroperm.saliency import magnitude, obs, ria, wanda
+from gyroperm.saliency import fisher, magnitude, obs, ria, wanda
 from gyroperm.solution import Solution
 from gyroperm.stopping import AllOf, AnyOf, MaxRounds, NoImprovement, SearchState, TimeLimit
 
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "compensate",
     "efficacy",
+    "fisher",
     "lossless",
     "magnitude",
     "obs",

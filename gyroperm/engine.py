@@ -22,7 +22,6 @@ from gyroperm.memory import require
 from gyroperm.output import OBJECTIVES, Inputs, LayerOutput, Objective
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
-from gyroperm.saliency import wanda
 from gyroperm.solution import Solution
 from gyroperm.stopping import MaxRounds, Stop, TimeLimit
 from gyroperm.views import WeightView
@@ -90,7 +89,8 @@ def solve(
         The pattern, instead of the four arguments above.
     saliency : array_like or list, optional
         Non-negative, in the shape of ``weights``; ``|weights|`` by default, and
-        ``|weights| * sqrt(diag H)``, Wanda's, where the objective is an error.
+        ``weights^2 * diag H``, the square of Wanda's, up to a factor, where the objective is an
+        error: what pruning a weight alone costs.
     gram : array_like, shape (C, C), optional
         ``H = X^T X / tokens`` of the layer's inputs X, up to a positive factor. The matrices of a
         list share it. For a convolution under a two-level pattern that of the im2col view, whose
@@ -280,7 +280,7 @@ def _problem(
     if saliency is None:
         saliencies = [np.abs(array) for array in arrays]
         if output is not None and objective != "saliency":
-            saliencies = view.split(wanda(view.matrix(arrays), output.gram.norms))
+            saliencies = view.split(output.saliency)
     else:
         saliencies = _saliencies(saliency, [a.shape for a in arrays], listed)
     _check_sums(saliencies)

@@ -54,6 +54,12 @@ class LayerOutput:
         """H as a search sees it, (C, C)."""
         return self.gram.damped(self.damp)
 
+    @property
+    def saliency(self) -> NDArray[np.floating]:
+        """What pruning each weight alone costs, ``w^2 H_cc``, (R, C) in the weights' dtype."""
+        cost: NDArray[np.floating] = np.square(self.weights * self.gram.norms)
+        return cost.astype(self.weights.dtype)
+
     def pruned(self, mask: NDArray[np.bool_]) -> NDArray[np.floating]:
         """The weights with a mask, compensated where that is what counts."""
         if self.compensated:

@@ -614,3 +614,30 @@ def packed_dense_tile(bits: np.ndarray, mask: np.ndarray) -> np.ndarray:
                         if mask[row, slot]:
                             values[step, part, block, lane, i] = bits[row, slot]
     return values
+
+
+# ---------------------------------------------------------------- output errors
+
+
+def row_error(weights: np.ndarray, kept: Sequence[int], gram: np.ndarray) -> float:
+    """``d H d`` of one row that keeps these columns and loses all others."""
+    lost = [0.0 if c in kept else float(w) for c, w in enumerate(weights)]
+    return sum(lost[i] * gram[i, j] * lost[j] for i in range(len(lost)) for j in range(len(lost)))
+
+
+def least_output_error(weights: np.ndarray, gram: np.ndarray, n: int, m: int) -> float:
+    """The least ``tr(D H D^T)`` of n:m over all groupings of the columns and all masks."""
+    best = math.inf
+    for groups in partitions(range(weights.shape[1]), m):
+        best = min(best, least_error_in_groups(weights, gram, groups, n))
+    return best
+
+
+def least_error_in_groups(
+    weights: np.ndarray, gram: np.ndarray, groups: Sequence[Sequence[int]], n: int
+) -> float:
+    """The least ``tr(D H D^T)`` of all masks that keep n of each group in each row."""
+    masks: list[tuple[int, ...]] = [()]
+    for group in groups:
+        masks = [mask + chosen for mask in masks for chosen in combinations(group, n)]
+    return sum(min(row_error(row, mask, gram) for mask in masks) for row in weights)
