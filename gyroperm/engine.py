@@ -394,6 +394,7 @@ def _run(
     effort: _Effort | None,
 ) -> Solution:
     from gyroperm.solvers import registry
+    from gyroperm.solvers.auto import chosen_method
     from gyroperm.solvers.identity import identity_arrangement
     from gyroperm.solvers.search import Search
 
@@ -401,6 +402,10 @@ def _run(
         # A method that refuses the pattern says so of this problem, not of the small one.
         with suppress(ValueError):
             objective = problem.output.objective if problem.output else "saliency"
+            if method.judges == "output" and start is None:
+                # It begins with what keeps the most saliency.
+                chosen = chosen_method(problem, stop)
+                _warm_up(chosen, problem.pattern, problem.saliency.dtype.name)
             _warm_up(method.name, problem.pattern, problem.saliency.dtype.name, objective)
     identity = identity_arrangement(problem)
     kept_by_identity = _value(problem, identity)
@@ -522,6 +527,8 @@ def _warm_up(method: str, pattern: Pattern, dtype: str, objective: Objective = "
         pattern = replace(pattern, vec_size=rows // 2)
     found = registry.get(method)
     problem = Problem(saliency, pattern, output=output)
-    search = Search(problem, stop=MaxRounds(100) | TimeLimit(60))
+    # Without a time limit a method that judges by the output begins as it does for most problems.
+    stop = MaxRounds(100) if output else MaxRounds(100) | TimeLimit(60)
+    search = Search(problem, stop=stop)
     arrangement = found.solve(search, found.make_options(None))
     _value(search.problem, arrangement)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class OutputOptions:
     columns: bool = True
     rounds: int = 20
     moves: int = 20
-    patience: int = 1
+    patience: int = 2
     start_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -127,7 +128,6 @@ class _State:
         self.H = surrogate_gram(problem, mask) if output.compensated else output.damped_gram
         self.total = math.fsum(np.einsum("rc,rc->r", self.W @ self.H, self.W)) or 1.0
         self.pruned = ~mask
-        self._H32 = self.H.astype(np.float32)
         self._choices = _choices(self._n, problem.pattern.m)
         self._noise = gumbel_noise()
         self.refresh()
@@ -247,9 +247,10 @@ class _State:
 
 
 def _choices(n: int, m: int) -> NDArray[np.bool_]:
-    """Which of m places a row may keep, (k, m): all choices of n, or a sample of very many."""
-    kept = list(islice(combinations(range(m), n), _MOST_CHOICES))
-    choices = np.zeros((len(kept), m), dtype=np.bool_)
-    for k, places in enumerate(kept):
+    """All ways to keep n of m places, (k, m); none where they are too many to try."""
+    if comb(m, n) > _MOST_CHOICES:
+        return np.zeros((0, m), dtype=np.bool_)
+    choices = np.zeros((comb(m, n), m), dtype=np.bool_)
+    for k, places in enumerate(combinations(range(m), n)):
         choices[k, list(places)] = True
     return choices

@@ -68,7 +68,7 @@ def test_every_pattern_is_solved_and_measured(name, objective):
 @given(st.integers(0, 10_000), st.sampled_from(sorted(PATTERNS)))
 def test_a_solution_given_never_gets_worse(seed, name):
     W, X = case(seed=seed)
-    given_ = dict(gram=X.T @ X, pattern=PATTERNS[name])
+    given_ = {"gram": X.T @ X, "pattern": PATTERNS[name]}
     start = solve(W, **given_, method="identity")
     better = solve(W, **given_, initial=start)
     again = solve(W, **given_, initial=better)
