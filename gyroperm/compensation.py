@@ -7,8 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gyroperm.arguments import checked_threads
 from gyroperm.arrays import check_finite, is_cupy, is_torch, to_numpy
 from gyroperm.gram import DEFAULT_DAMP, Gram, checked_damp
+from gyroperm.solvers.parallel import parallel_map
 
 Update = Literal["exact", "sequential"]
 UPDATES: tuple[str, ...] = ("exact", "sequential")
@@ -24,6 +26,7 @@ def compensate(
     *,
     damp: float = DEFAULT_DAMP,
     update: Update = "exact",
+    threads: int | None = None,
 ) -> Any:
     """The weights inside a mask that minimise the layer's output error.
 
@@ -49,6 +52,8 @@ def compensate(
         2:4, once for rows with the same mask. ``sequential`` is SparseGPT's: columns take turns
         in ascending order, and what a pruned weight contributed is spread, optimally, over the
         columns whose turn is still to come; ``C^2`` operations a row, for large layers.
+    threads : int, optional
+        Worker threads; every processor this process may use by default.
     Returns
     -------
     array in the shape, dtype and kind of ``weights``
@@ -103,6 +108,7 @@ def compensate(
         H,
         damp=checked_damp(damp),
         update=update,
+        threads=checked_threads(threads),
     )
     return _as_given(weights, updated.reshape(W.shape))
 
@@ -114,13 +120,18 @@ def compensated(
     *,
     damp: float = DEFAULT_DAMP,
     update: Update = "exact",
+    threads: int | None = None,
 ) -> NDArray[np.floating]:
     """:func:`compensate` for arguments that are checked already; in the dtype of ``weights``."""
     # The largest magnitude near 1, so that weights of any scale are updated alike.
     exponent = int(np.frexp(np.abs(weights).max())[1])
     W = np.ldexp(weights.astype(np.float64), -exponent)
     bare = np.where(mask, W, 0.0)
-    found = _exact(W, mask, gram, damp) if update == "exact" else _swept(W, mask, gram, damp)
+    found = (
+        _exact(W, mask, gram, damp, checked_threads(threads))
+        if update == "exact"
+        else _swept(W, mask, gram, damp)
+    )
     # Judged as they will be stored.
     found = found.astype(weights.dtype).astype(np.float64)
     # Rounding to the dtype may even make something worse of an update that changes next to nothing.
@@ -131,24 +142,26 @@ def compensated(
 
 
 def _exact(
-    W: NDArray[np.float64], mask: NDArray[np.bool_], gram: Gram, damp: float
+    W: NDArray[np.float64], mask: NDArray[np.bool_], gram: Gram, damp: float, threads: int
 ) -> NDArray[np.float64]:
+    from gyroperm.solvers.kernels.cholesky import solve_rows
+
     H = gram.regular(damp)
     # What each kept weight should meet: all of the output, H w, before anything is pruned.
     targets = W @ H
-    found = np.zeros_like(W)
+    found = np.where(mask, W, 0.0)
     alike: dict[bytes, list[int]] = {}
     for r, bits in enumerate(np.packbits(mask, axis=1)):
         alike.setdefault(bits.tobytes(), []).append(r)
 
-    # One after the other: the Cholesky factor of a large matrix occupies all threads of its own.
-    for rows in alike.values():
+    def solve(rows: list[int]) -> None:
         kept = np.flatnonzero(mask[rows[0]])
         if len(kept) == mask.shape[1]:
             found[rows] = W[rows]
-        elif len(kept):
-            at = np.ix_(rows, kept)
-            found[at] = _solved(H[np.ix_(kept, kept)], targets[at].T).T
+        else:
+            solve_rows(H, targets, kept, np.array(rows), found)
+
+    parallel_map(solve, alike.values(), threads)
     return found
 
 
@@ -167,15 +180,6 @@ def _swept(
             W[:, j:end] -= np.outer(lost[:, j - start], U[j, j:end])
         W[:, end:] -= lost @ U[start:end, end:]
     return np.where(mask, W, 0.0)
-
-
-def _solved(H: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``H^-1 targets`` of a positive definite H; (k, k) and (k, rows)."""
-    from gyroperm.solvers.kernels.triangular import substitute
-
-    solved = np.ascontiguousarray(targets)
-    substitute(np.linalg.cholesky(H), solved)
-    return solved
 
 
 def _as_given(given: Any, updated: NDArray[np.floating]) -> Any:

@@ -74,6 +74,13 @@ def test_exact_is_never_beaten_by_sequential():
     assert errors[0] <= errors[1] < H.relative_error(W, np.where(mask, W, 0))
 
 
+def test_many_columns_and_any_number_of_threads():
+    W, mask, X = case(rows=9, channels=203, tokens=900)
+    one, two = (compensate(W, mask, X.T @ X, threads=threads) for threads in (1, 2))
+    assert np.array_equal(one, two)
+    assert one == pytest.approx(least_squares(W, mask, X, 0.01), rel=1e-6, abs=1e-8)
+
+
 @pytest.mark.parametrize("update", ["exact", "sequential"])
 def test_powers_of_two_change_nothing(update):
     W, mask, X = case()
