@@ -276,7 +276,9 @@ def _problem(
     for i, array in enumerate(arrays):
         check_finite(array, f"weights[{i}]" if listed else "weights")
     view = WeightView.of([a.shape for a in arrays], pattern, listed=listed, groups=groups)
-    output = inputs and inputs.meeting(arrays, view, objective, normalize=normalize)
+    output = None
+    if inputs is not None:
+        output = inputs.meeting(arrays, view, objective, normalize=normalize)
     if saliency is None:
         saliencies = [np.abs(array) for array in arrays]
         if output is not None and objective != "saliency":
@@ -286,7 +288,7 @@ def _problem(
     _check_sums(saliencies)
     if normalize:
         saliencies = [s / (s.sum(dtype=np.float64) or 1.0) for s in saliencies]
-    problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders, output or None)
+    problem = Problem(view.matrix(saliencies), pattern, view.blocks, view.orders, output)
     return problem, view
 
 

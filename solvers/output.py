@@ -80,13 +80,13 @@ def solve(search: Search, options: OutputOptions) -> Arrangement:
     if search.stopped():
         return begin
     state = _State(problem, begin, options, search.threads)
-    state.choose_all_masks()
+    state.choose_all_masks(search)
     search.record(state.gained)
     stale = passes = 0
     while state.columns_move and stale < options.patience and not search.stopped():
         before = state.copy()
         state.mean_field(search, passes)
-        state.choose_all_masks()
+        state.choose_all_masks(search)
         stale = 0 if before[0] - state.error > _NOTHING * state.error else stale + 1
         if state.error > before[0]:
             state.restore(before)
@@ -151,8 +151,8 @@ class _State:
         found = Arrangement(self._begin.tile_rows, tuple(self._groups), order)
         return found.with_mask(~self.pruned)
 
-    def choose_all_masks(self) -> None:
-        """Choose the masks of all rows anew within the groups as they are."""
+    def choose_all_masks(self, search: Search) -> None:
+        """Choose the masks of all rows anew within the groups as they are, until it is stopped."""
         if self._n == self._problem.pattern.m:
             return
         strips = [
@@ -162,6 +162,8 @@ class _State:
         ]
 
         def choose(strip: tuple[NDArray[np.int32], NDArray[np.int32]]) -> float:
+            if search.stopped():
+                return 0.0
             rows, groups = strip
             G, pruned = self.G[rows], self.pruned[rows]
             fallen = choose_masks(
