@@ -89,8 +89,8 @@ def solve(
         The pattern, instead of the four arguments above.
     saliency : array_like or list, optional
         Non-negative, in the shape of ``weights``; ``|weights|`` by default, and
-        ``weights^2 * diag H``, the square of Wanda's, up to a factor, where the objective is an
-        error: what pruning a weight alone costs.
+        what pruning a weight alone costs where the objective is an error, up to a factor:
+        ``weights^2 * diag H``, the square of Wanda's, or OBS where it is compensated.
     gram : array_like, shape (C, C), optional
         ``H = X^T X / tokens`` of the layer's inputs X, up to a positive factor. The matrices of a
         list share it. For a convolution under a two-level pattern that of the im2col view, whose

@@ -56,8 +56,15 @@ class LayerOutput:
 
     @property
     def saliency(self) -> NDArray[np.floating]:
-        """What pruning each weight alone costs, ``w^2 H_cc``, (R, C) in the weights' dtype."""
-        cost: NDArray[np.floating] = np.square(self.weights * self.gram.norms)
+        """What pruning each weight alone costs, (R, C) in the weights' dtype.
+
+        ``w^2 H_cc``, or ``w^2 / [H^-1]_cc`` where all others make up for it.
+        """
+        if self.compensated:
+            inverse = np.linalg.inv(self.gram.regular(self.damp))
+            cost = np.square(self.weights) / np.diagonal(inverse)
+        else:
+            cost = np.square(self.weights * self.gram.norms)
         return cost.astype(self.weights.dtype)
 
     def pruned(self, mask: NDArray[np.bool_]) -> NDArray[np.floating]:
