@@ -406,7 +406,7 @@ def _run(
             objective = problem.output.objective if problem.output else "saliency"
             if method.judges == "output" and start is None:
                 # It begins with what keeps the most saliency.
-                chosen = chosen_method(problem, stop)
+                chosen = chosen_method(problem, stop, threads)
                 _warm_up(chosen, problem.pattern, problem.saliency.dtype.name)
             _warm_up(method.name, problem.pattern, problem.saliency.dtype.name, objective)
     identity = identity_arrangement(problem)

@@ -98,7 +98,7 @@ def solve(search: Search, options: OutputOptions) -> Arrangement:
 def _start(search: Search, options: OutputOptions) -> Arrangement:
     """What keeps the most saliency."""
     part = search.part(options.start_share)
-    method = get(chosen_method(search.problem, part._stop))
+    method = get(chosen_method(search.problem, part._stop, search.threads))
     return method.solve(part, method.make_options(None))
 
 
