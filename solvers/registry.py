@@ -83,6 +83,7 @@ _SHIPPED = {
     "dive": "gyroperm.solvers.dive",
     "exact": "gyroperm.solvers.exact",
     "output": "gyroperm.solvers.output",
+    "learned": "gyroperm.solvers.learned",
 }
 _methods: dict[str, Method] = {}
 _aliases: dict[str, str] = {"auto": "assign", "gyro-permutation": "gyro"}

@@ -26,6 +26,7 @@ SHIPPED = (
     "random",
     "two_axis",
     "ovw",
+    "learned",
 )
 
 

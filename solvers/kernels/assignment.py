@@ -135,6 +135,13 @@ def assign_slots(gain, chosen):  # type: ignore[no-untyped-def]
         _augment(gain, free[k], chosen, owner, price, distance, barred, parent, scanned)
 
 
+@kernel
+def assign_each(gain, chosen):  # type: ignore[no-untyped-def]
+    """:func:`assign_slots` for each matrix of gain (count, slots, items), float32."""
+    for k in range(len(gain)):
+        assign_slots(gain[k], chosen[k])
+
+
 @fast_kernel
 def _raise_prices(row, surplus, slot, slack, price, parent):  # type: ignore[no-untyped-def]
     """A slot bids for every item it would gain by; returns how many prices rose."""
