@@ -30,6 +30,9 @@ _CHOICES = {
 }
 _LEAST = {"block_size": 2, "iterations": 1, "batches": 1, "sinkhorn_iterations": 0}
 
+# What torch's optimizers take as a number of float32.
+_LARGEST_STEP = 1e30
+
 # The random streams: what logits begin with, the order of the tokens, inputs made of a Gram matrix.
 _LOGITS, _TOKENS, _INPUTS = 0, 1, 2
 
@@ -107,6 +110,11 @@ class LearnedOptions:
             raise ValueError(f"start_share must lie in (0, 1), got {self.start_share}")
         if not self.learning_rate:
             raise ValueError("learning_rate must be positive, got 0")
+        if self.learning_rate * max(1.0, self.weight_decay) > _LARGEST_STEP:
+            raise ValueError(
+                f"learning_rate, and its product with weight_decay, must be at most "
+                f"{_LARGEST_STEP:g}, got {self.learning_rate!r} and {self.weight_decay!r}"
+            )
         if not self.hot >= self.cold > 0:
             raise ValueError(f"hot >= cold > 0 is needed, got {self.hot} and {self.cold}")
 

@@ -124,7 +124,7 @@ def test_a_step_sees_the_hard_loss_and_every_logit_has_a_gradient(loss):
     soft = network.soften(logits, 0.5, 5)
     moved = Blocks(32, 8).moved(network.harden(soft))
     step = network.step_loss(soft, moved, network.inputs)
-    assert float(step) == pytest.approx(total(network, moved, 96)[0], rel=1e-5)
+    assert float(step.detach()) == pytest.approx(total(network, moved, 96)[0], rel=1e-5)
     step.backward()
     assert logits[0].shape == (1, 4, 8, 8)
     assert bool((logits[0].grad != 0).all())
@@ -214,7 +214,7 @@ def test_the_same_seed_gives_the_same_and_leaves_torch_as_it_was():
 
 
 @every_loss
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [0.0, 2.0**-100, 2.0**100])
 def test_inputs_of_any_scale_and_ties_everywhere_are_learned_from(loss, scale):
     W, X = layer(rows=8, columns=16, tokens=40)
     options = {"loss": loss, "start": "random", "learning_rate": 0.1}
@@ -227,9 +227,10 @@ def test_inputs_of_any_scale_and_ties_everywhere_are_learned_from(loss, scale):
 @pytest.mark.parametrize("start", ["combinatorial", "identity"])
 def test_a_loss_that_diverges_gives_the_start_and_says_so(start):
     W, X = layer()
-    # What AdamW makes of it is beyond float32.
+    # Two steps of this decay take logits beyond float32.
+    options = {"optimizer": "sgd", "learning_rate": 1e20, "weight_decay": 1e10}
     with pytest.warns(UserWarning, match="'learned': the loss is not finite .* start is returned"):
-        found = learn(W, X, start=start, learning_rate=1e38, batches=8, weight_decay=1e9)
+        found = learn(W, X, start=start, **options)
     if start == "identity":
         assert found.output_error == found.identity_output_error
     else:
@@ -279,7 +280,7 @@ def test_other_patterns_are_refused(pattern):
 
 
 def test_it_needs_to_know_what_the_layer_is_fed():
-    with pytest.raises(ValueError, match="'learned' .*: give .*gram"):
+    with pytest.raises(ValueError, match=r"'learned' .*: give .*gram"):
         solve(np.ones((4, 8)), method="learned")
 
 
@@ -307,6 +308,7 @@ def test_a_device_that_is_not_there_is_an_error():
         ({"cold": 2.0}, "hot >= cold > 0"),
         ({"hot": math.inf}, "hot must be a finite number"),
         ({"learning_rate": 0}, "learning_rate must be positive"),
+        ({"learning_rate": 1e38}, "must be at most 1e[+]30, got 1e[+]38"),
         ({"start_share": 1.0}, r"start_share must lie in \(0, 1\)"),
         ({"epochs": 5}, "unknown option 'epochs' of method 'learned'; it takes start"),
     ],
