@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = "lossless_quick.json" if quick else "lossless.json"
     try:
         pattern = Pattern.nm(arguments.n, arguments.m)
-        names = arguments.methods or registry.names()
+        names = arguments.methods or registry.names("saliency")
         methods = list(dict.fromkeys(registry.get(name).name for name in names))
         if arguments.out is None:
             RESULTS.mkdir(exist_ok=True)

@@ -38,10 +38,10 @@ SINGLE = frozenset({"identity"})
 
 
 def all_labels() -> list[str]:
-    """The labels of every registered method, ``identity`` first, with its variants."""
+    """The labels of every method that judges by saliency, ``identity`` first, with variants."""
     # An alias would be measured twice; auto is a choice among methods, not an alias of one.
     names = dict.fromkeys(
-        name if name == AUTO else registry.get(name).name for name in registry.names()
+        name if name == AUTO else registry.get(name).name for name in registry.names("saliency")
     )
     ordered = sorted(names, key=lambda name: (name not in SINGLE, name))
     return [label for name in ordered for label in labels_of(name)]

@@ -124,9 +124,10 @@ def register(
     return decorate
 
 
-def names() -> list[str]:
-    """The names of all methods, ``auto`` first, without aliases."""
-    return ["auto", *sorted({*_SHIPPED, *_methods} - {"auto"})]
+def names(judges: Judges | None = None) -> list[str]:
+    """The names of all methods, or those that judge by this, ``auto`` first, without aliases."""
+    known = ["auto", *sorted({*_SHIPPED, *_methods} - {"auto"})]
+    return [name for name in known if judges is None or get(name).judges == judges]
 
 
 def is_shipped(name: str) -> bool:

@@ -42,6 +42,8 @@ def test_the_names_have_auto_first_and_every_shipped_method():
     assert names[0] == "auto"
     assert set(SHIPPED) < set(names)
     assert len(names) == len(set(names))
+    assert "learned" in registry.names("output")
+    assert set(registry.names("output")) == set(names) - set(registry.names("saliency"))
 
 
 @pytest.mark.parametrize("name", ["auto", *SHIPPED])
