@@ -152,7 +152,6 @@ class Comparison:
             self._data.weights[name],
             self._mask(name, packed),
             self._data.seen[name],
-            threads=self._threads,
         )
 
 
