@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -28,6 +29,13 @@ WEIGHT_WORDS = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 # A file begins with the length of its header, as a 64-bit little-endian integer.
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 16 << 20
+
+# Elements of a block; whole bytes of packed masks.
+_BLOCK = 1 << 22
+
+Words = NDArray[np.unsignedinteger]
+#: What a tensor becomes: given the checkpoint and the tensor, its new words, block by block.
+Change = Callable[["Checkpoint", "Tensor"], Iterator[Words]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,11 @@ class Tensor:
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def row_size(self) -> int:
+        """The elements of one index of the first dimension; 1 of a scalar."""
+        return math.prod(self.shape[1:])
 
 
 class Checkpoint:
@@ -131,11 +144,23 @@ class Checkpoint:
             If its dtype is another, or the file has become shorter.
         """
         tensor = self.tensors[name]
-        words = self._words(tensor).reshape(tensor.shape)
-        if tensor.dtype == "BF16":
-            # bfloat16 is the upper half of a float32.
-            return np.left_shift(words.astype(np.uint32), 16).view(np.float32)
-        return words.view(f"<f{words.itemsize}")
+        return as_floats(self.words(tensor), tensor.dtype).reshape(tensor.shape)
+
+    def blocks(self, tensor: Tensor) -> Iterator[Words]:
+        """The words of a tensor of weights, in order, some millions at a time."""
+        for begin in range(0, tensor.size, _BLOCK):
+            yield self.words(tensor, begin, min(begin + _BLOCK, tensor.size))
+
+    def raw(self, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes of the file between two places, in chunks."""
+        end = self.size if end is None else end
+        self._file.seek(begin)
+        while begin < end:
+            chunk = self._file.read(min(_CHUNK_BYTES, end - begin))
+            if not chunk:
+                raise ValueError(f"{self.path} ends at byte {begin}: it was changed meanwhile")
+            yield chunk
+            begin += len(chunk)
 
     def write_masked(self, path: str | Path, masks: Mapping[str, NDArray[np.uint8]]) -> None:
         """Write this checkpoint with some weights set to zero, completely or not at all.
@@ -158,41 +183,108 @@ class Checkpoint:
         OSError
             If the file cannot be written; what was at ``path`` stays.
         """
-        masked = sorted((self.tensors[name] for name in masks), key=lambda t: t.begin)
+        self.write_changed(path, {name: partial(_masked, bits) for name, bits in masks.items()})
+
+    def write_changed(
+        self,
+        path: str | Path,
+        changes: Mapping[str, Change],
+        observe: Callable[[Any], object] | None = None,
+    ) -> None:
+        """Write this checkpoint with some tensors changed, completely or not at all.
+
+        Header and metadata and all other tensors are copied bit for bit. A block at a time is
+        held.
+
+        Parameters
+        ----------
+        path : str or Path
+            May be the file that is being read.
+        changes : mapping of str to callable
+            For each tensor that changes, what gives its words: as many of the same size.
+        observe : callable, optional
+            Is shown everything that is written, as buffers.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of a change's name.
+        OSError
+            If the file cannot be written; what was at ``path`` stays.
+        """
+        changed = sorted((self.tensors[name] for name in changes), key=lambda t: t.begin)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            copied = 0
-            for tensor in masked:
-                self._copy(copied, tensor.begin, file)
-                words = self._words(tensor)
-                kept = np.unpackbits(masks[tensor.name], count=words.size)
-                words[kept == 0] = 0
-                file.write(words.data)
-                copied = tensor.end
-            self._copy(copied, self.size, file)
+            for piece in self._pieces(changed, changes):
+                if observe is not None:
+                    observe(piece)
+                file.write(piece)
             # The old file is replaced next: the new one must be on the disk by then.
             file.flush()
             os.fsync(file.fileno())
 
-    def _words(self, tensor: Tensor) -> NDArray[np.unsignedinteger]:
+    def _pieces(self, changed: list[Tensor], changes: Mapping[str, Change]) -> Iterator[Any]:
+        copied = 0
+        for tensor in changed:
+            yield from self.raw(copied, tensor.begin)
+            written = 0
+            for words in changes[tensor.name](self, tensor):
+                written += words.nbytes
+                yield words.data
+            if written != tensor.end - tensor.begin:
+                raise ValueError(
+                    f"{tensor.name!r} has {tensor.end - tensor.begin} bytes, a change gave "
+                    f"{written}"
+                )
+            copied = tensor.end
+        yield from self.raw(copied)
+
+    def words(self, tensor: Tensor, begin: int = 0, end: int | None = None) -> Words:
+        """The stored words of a tensor of weights, in C order.
+
+        Parameters
+        ----------
+        tensor : Tensor
+        begin, end : int
+            Which elements, counted over the flattened tensor; all by default.
+
+        Returns
+        -------
+        ndarray of uint16, uint32 or uint64, shape (end - begin,)
+
+        Raises
+        ------
+        ValueError
+            If it is no tensor of weights, or the file has become shorter.
+        """
         if tensor.dtype not in WEIGHT_WORDS:
             raise ValueError(
                 f"{tensor.name!r} is stored as {tensor.dtype}; weights are "
                 f"{', '.join(WEIGHT_WORDS)}"
             )
-        words = np.empty(tensor.size, dtype=WEIGHT_WORDS[tensor.dtype])
-        self._file.seek(tensor.begin)
+        end = tensor.size if end is None else end
+        words = np.empty(end - begin, dtype=WEIGHT_WORDS[tensor.dtype])
+        self._file.seek(tensor.begin + begin * words.itemsize)
         if words.size and self._file.readinto(words.view(np.uint8).data) != words.nbytes:  # type: ignore[attr-defined]
             raise ValueError(f"{self.path} ends within {tensor.name!r}: it was changed meanwhile")
         return words
 
-    def _copy(self, begin: int, end: int, target: BinaryIO) -> None:
-        self._file.seek(begin)
-        while begin < end:
-            chunk = self._file.read(min(_CHUNK_BYTES, end - begin))
-            if not chunk:
-                raise ValueError(f"{self.path} ends at byte {begin}: it was changed meanwhile")
-            target.write(chunk)
-            begin += len(chunk)
+
+def as_floats(words: Words, dtype: str) -> NDArray[np.floating]:
+    """The values of stored words: exactly, BF16 as float32, the others without a copy."""
+    if dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        return np.left_shift(words.astype(np.uint32), 16).view(np.float32)
+    return words.view(f"<f{words.itemsize}")
+
+
+def _masked(bits: NDArray[np.uint8], checkpoint: Checkpoint, tensor: Tensor) -> Iterator[Words]:
+    """The words of a tensor, zero where the bits of its packed mask are."""
+    begin = 0
+    for words in checkpoint.blocks(tensor):
+        kept = np.unpackbits(bits[begin // 8 :], count=words.size)
+        words[kept == 0] = 0
+        yield words
+        begin += words.size
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
