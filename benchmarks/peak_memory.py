@@ -7,19 +7,18 @@ system at once, and would be counted for the next or hide what that takes.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks.instances import Loader
 from benchmarks.machine import ROOT
 from benchmarks.quality_runs import Run, Runner
+from gyroperm.memory import peak_bytes
 
 
 def measure(
@@ -66,50 +65,6 @@ def make_here(run: Run, *, threads: int | None, longest: float) -> dict[str, Any
     if measured is None:
         raise RuntimeError(runner.failures[0].error)
     return {"figures": measured.figures, "cut": measured.cut, "peak_bytes": peak_bytes()}
-
-
-def peak_bytes() -> int:
-    """The peak resident memory of this process so far."""
-    try:
-        # Not ru_maxrss, where Linux has this: that one is kept when a process becomes another
-        # program, and would start from the size of the one that started it.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    import resource
-
-    # macOS counts in bytes, others in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-class Growth:
-    """By how much more memory this process occupied, at the most, than when a block began.
-
-    Attributes
-    ----------
-    bytes : int or None
-        Known at the end; None where the system cannot begin the peak anew (other than Linux).
-    """
-
-    bytes: int | None = None
-
-    def __enter__(self) -> Growth:
-        # What is garbage already would make room for what comes.
-        gc.collect()
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self._before = None
-        else:
-            self._before = peak_bytes()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            self.bytes = peak_bytes() - self._before
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,8 +31,8 @@ from tqdm import tqdm
 import gyroperm
 from benchmarks import machine, minilm
 from benchmarks.arguments import at_least, positive_seconds
-from benchmarks.peak_memory import peak_bytes
 from gyroperm.files import check_writable
+from gyroperm.memory import peak_bytes
 from gyroperm.report import format_table, solution_figures, write_json
 
 #: Random matrices by name: a function of rows, columns and a seed.

@@ -28,10 +28,10 @@ from benchmarks import minilm
 from benchmarks.arguments import at_least, positive_seconds
 from benchmarks.embeddings import Encoder, agreement
 from benchmarks.model_runs import Session, add_options, change_text, spread_text
-from benchmarks.peak_memory import Growth
 from benchmarks.sentences import FILE as SENTENCES_FILE
 from benchmarks.sentences import read_sentences
 from gyroperm import output_error
+from gyroperm.memory import Growth
 from gyroperm.models import Calibration, Report, calibrate, sparsify
 from gyroperm.models.permute import take_back
 from gyroperm.report import format_table

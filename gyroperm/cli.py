@@ -136,6 +136,11 @@ def _fail(error: Exception, code: int) -> int:
 def _solve(arguments: argparse.Namespace) -> int:
     from gyroperm.pruning import planned, prune
 
+    if arguments.checkpoint.is_dir() or arguments.checkpoint.name.endswith(".index.json"):
+        from gyroperm.checkpoints.command import prune_folder
+
+        return prune_folder(arguments, _pattern(arguments), _rules(arguments))
+    _check_file_options(arguments)
     with planned(_job(arguments)) as plan:
         for note in plan.notes:
             print(f"gyroperm: note: {note}", file=sys.stderr)
@@ -165,9 +170,33 @@ def _tell_losses(report: Any) -> None:
             print(f"gyroperm: note: {result.layer.name} does not fit; {why}", file=sys.stderr)
 
 
+def _check_file_options(arguments: argparse.Namespace) -> None:
+    """Refuse, for a single file, what is for folders."""
+    given = [
+        _flag(name)
+        for name, default in _FOLDER_OPTIONS.items()
+        if getattr(arguments, name) != default
+    ]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} is for a folder of shards or its index; {arguments.checkpoint} is "
+            f"neither"
+        )
+
+
+def _rules(arguments: argparse.Namespace) -> Any:
+    from gyroperm.selection import Rules
+
+    return Rules(
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        transposed=tuple(arguments.transposed),
+        embeddings=arguments.include_embeddings,
+    )
+
+
 def _job(arguments: argparse.Namespace) -> Any:
     from gyroperm.pruning import Job
-    from gyroperm.selection import Rules
 
     return Job(
         source=arguments.checkpoint,
@@ -179,12 +208,8 @@ def _job(arguments: argparse.Namespace) -> Any:
         threads=arguments.threads,
         time_limit=arguments.time_limit,
         bound=arguments.bound,
-        rules=Rules(
-            include=tuple(arguments.include),
-            exclude=tuple(arguments.exclude),
-            transposed=tuple(arguments.transposed),
-            embeddings=arguments.include_embeddings,
-        ),
+        rounds=arguments.rounds,
+        rules=_rules(arguments),
         json=arguments.json,
         solutions=arguments.solutions,
         progress=not arguments.quiet and sys.stderr.isatty(),
@@ -243,9 +268,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gyroperm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_solve(commands)
+    _add_report(commands)
     _add_show(commands)
     _add_methods(commands)
     return parser
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from gyroperm.checkpoints.report import open_report, report_text, write_report
+
+    folder = open_report(arguments.run_folder)
+    print(report_text(write_report(folder)))
+    print(f"\nwrote {folder.report.with_suffix('.html')} and .json")
+    return OK
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="make the report of a run anew",
+        description="Put together the report of a checkpoint that was pruned into a folder, also of "
+        "a run that is not finished: gyroperm/report.html, one page that needs no network, and "
+        "gyroperm/report.json.",
+    )
+    parser.add_argument("run_folder", type=Path, metavar="run", help="the output folder of the run")
+    parser.set_defaults(run=_report)
 
 
 def _add_show(commands: Any) -> None:
@@ -282,29 +329,36 @@ def _add_solve(commands: Any) -> None:
     )
     parser = commands.add_parser(
         "solve",
-        help="prune the layers of a safetensors checkpoint",
+        help="prune the layers of a safetensors checkpoint, a file or a folder of shards",
         description="Search, for every layer of a checkpoint, the order of rows (output channels) "
         "and columns (input\nchannels) under which the pattern's best mask keeps the most "
         "saliency |W|, and write the checkpoint\nwith everything outside the masks set to zero. "
         "Rows and columns stay in their original order in\nthe file. Weights may be F64, F32, "
         "F16 or BF16; what is kept stays bit for bit, and so does every\ntensor that is not "
-        "pruned.",
+        "pruned. A folder of shards, or its index, is pruned into another folder with the same "
+        "shards, in\nbounded memory; interrupted, it goes on when the same command is given again.",
         epilog=f"patterns:\n{kinds}\n\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="the safetensors file to prune")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="the safetensors file to prune, a folder of shards, or the index of one",
+    )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        metavar="FILE",
-        help="the safetensors file to write, whole or not at all; may be the input",
+        metavar="PATH",
+        help="the safetensors file to write, whole or not at all; may be the input. For a folder of "
+        "shards, another folder",
     )
     _add_pattern_options(parser.add_argument_group("pattern"))
     _add_search_options(parser.add_argument_group("search"))
     _add_selection_options(parser.add_argument_group("which tensors"))
     _add_output_options(parser.add_argument_group("output"))
+    _add_folder_options(parser.add_argument_group("folders of shards"))
     parser.set_defaults(run=_solve)
 
 
@@ -380,6 +434,12 @@ def _add_search_options(group: Any) -> None:
         metavar="SECONDS",
         help="stop each layer's search after so long, compilation excluded; annealing is "
         "stretched to fill it; by default it runs until the method has converged",
+    )
+    group.add_argument(
+        "--rounds",
+        type=_natural,
+        metavar="INTEGER",
+        help="stop each layer's search after so many rounds, which give the same on any machine",
     )
     group.add_argument(
         "--bound",
@@ -459,6 +519,65 @@ def _add_output_options(group: Any) -> None:
     )
     group.add_argument(
         "--quiet", action="store_true", help="no progress bar and no table; errors and notes only"
+    )
+
+
+#: What a single file does not take, with the defaults.
+_FOLDER_OPTIONS = {
+    "jobs": 1,
+    "scheduler": None,
+    "dry_run": False,
+    "surgery": "",
+    "target_sparsity": None,
+    "allocation": "uniform",
+    "verbose": False,
+}
+
+
+def _add_folder_options(group: Any) -> None:
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, and do nothing: layers, patterns, memory, estimated time",
+    )
+    group.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes on this machine, which divide up its processors (default 1)",
+    )
+    group.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="work on the Dask cluster of this scheduler, whose workers see both folders under the "
+        "same paths (extra dask)",
+    )
+    group.add_argument(
+        "--target-sparsity",
+        type=float,
+        metavar="FRACTION",
+        help="the share of the pruned layers' weights that shall be zero; sets --vec-ratio",
+    )
+    group.add_argument(
+        "--allocation",
+        choices=("uniform", "global"),
+        default="uniform",
+        help="whether every layer gets the same vec_ratio for that (default), or what retains the "
+        "most in all",
+    )
+    group.add_argument(
+        "--surgery",
+        nargs="?",
+        const="inner",
+        default="",
+        choices=("inner", "all"),
+        help="for plain N:M: reorder the channels in the files, so that groups are consecutive, as "
+        "stock kernels read them; those inside of layers, which nothing outside can see (default), "
+        "or all: with the residual stream, in whose new order hidden states then leave the model",
+    )
+    group.add_argument(
+        "--verbose", action="store_true", help="tell of every step, also where there is a bar"
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 
 @contextmanager
@@ -36,6 +38,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy a file's content, completely or not at all, and onto the disk."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
 def check_writable(path: str | Path) -> None:
     """Raise OSError, before any work, unless :func:`atomic_path` could write there."""
     target = Path(path)
@@ -47,3 +57,19 @@ def check_writable(path: str | Path) -> None:
         raise FileNotFoundError(f"the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"the folder {target.parent} cannot be written")
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Have the names of a folder's files on the disk, where the system knows how."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_name(name: str, suffix: str) -> str:
+    """A file's name for anything that has one: what file names cannot hold is quoted."""
+    return f"{quote(name, safe='')}{suffix}"

@@ -1,8 +1,10 @@
-"""Refusing beforehand what would not fit into memory."""
+"""How much memory there is and was used, and refusing beforehand what would not fit."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 #: The limit and the use of this process's control group, version 2 and version 1.
@@ -40,6 +42,50 @@ def require(needed: float, what: str) -> None:
             f"{what} needs about {needed / 1e9:.1f} GB of memory, and {left / 1e9:.1f} GB are "
             f"available"
         )
+
+
+def peak_bytes() -> int:
+    """The peak resident memory of this process so far."""
+    try:
+        # Not ru_maxrss, where Linux has this: that one is kept when a process becomes another
+        # program, and would start from the size of the one that started it.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    import resource
+
+    # macOS counts in bytes, others in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Growth:
+    """By how much more memory this process occupied, at the most, than when a block began.
+
+    Attributes
+    ----------
+    bytes : int or None
+        Known at the end; None where the system cannot begin the peak anew (other than Linux).
+    """
+
+    bytes: int | None = None
+
+    def __enter__(self) -> Growth:
+        # What is garbage already would make room for what comes.
+        gc.collect()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._before = None
+        else:
+            self._before = peak_bytes()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            self.bytes = peak_bytes() - self._before
 
 
 def _number(path: str) -> float:

@@ -101,8 +101,10 @@ class Problem(Geometry):
         """The saliency in float32, divided by a power of two so that its maximum is in [0.5, 1).
 
         Searches run on this: no sum overflows, and a saliency scaled by a power of two gives
-        bit for bit the same search.
+        bit for bit the same search. A saliency that is so already is not copied.
         """
+        if self._exponent == 0 and self.saliency.dtype == np.float32:
+            return self.saliency
         return np.ascontiguousarray(self._scaled(self.saliency), dtype=np.float32)
 
     def search_rows(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,14 @@ from gyroperm.arguments import checked_duration
 from gyroperm.arrays import check_finite
 from gyroperm.checkpoint import Checkpoint
 from gyroperm.engine import solve
-from gyroperm.files import check_writable
+from gyroperm.files import check_writable, file_name
 from gyroperm.interrupt import Interrupt
 from gyroperm.lossless import lossless
 from gyroperm.pattern import Pattern
 from gyroperm.report import LayerResult, Report, skipped_summary, solution_figures, write_json
 from gyroperm.selection import Layer, Rules, Skipped, select, unmatched
 from gyroperm.solution import Solution
+from gyroperm.stopping import MaxRounds
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Job:
     threads : int or None
     time_limit : float or None
         Seconds for each layer.
+    rounds : int or None
+        Of each layer's search.
     bound : bool or float
         How hard to try to prove how much each layer can keep; see :func:`gyroperm.solve`.
     rules : Rules
@@ -67,6 +69,7 @@ class Job:
     seed: int = 0
     threads: int | None = None
     time_limit: float | None = None
+    rounds: int | None = None
     bound: bool | float = False
     rules: Rules = field(default_factory=Rules)
     json: Path | None = None
@@ -174,7 +177,7 @@ def prune(plan: Plan) -> Report:
             bar.set_description(layer.name)
             solution = _solve(plan, layer, interrupt)
             if job.solutions is not None:
-                solution.save(job.solutions / solution_file(layer.name))
+                solution.save(job.solutions / file_name(layer.name, ".npz"))
             mask = np.swapaxes(solution.mask, 0, 1) if layer.transposed else solution.mask
             if job.lossless:
                 # Either the mask drops zeros alone, whose sign stays too, or it is not used.
@@ -191,11 +194,6 @@ def prune(plan: Plan) -> Report:
     return report
 
 
-def solution_file(name: str) -> str:
-    """The file of a tensor's solution: its name, with what file names cannot hold quoted."""
-    return f"{quote(name, safe='')}.npz"
-
-
 def _solve(plan: Plan, layer: Layer, interrupt: Interrupt) -> Solution:
     job = plan.job
     weights = plan.checkpoint.read(layer.name)
@@ -210,7 +208,7 @@ def _solve(plan: Plan, layer: Layer, interrupt: Interrupt) -> Solution:
         pattern=job.pattern,
         method=job.method,
         options=job.options or None,
-        stop=interrupt,
+        stop=interrupt if job.rounds is None else interrupt | MaxRounds(job.rounds),
         time_limit=job.time_limit,
         seed=job.seed,
         threads=job.threads,
@@ -233,6 +231,7 @@ def _header(job: Job) -> dict[str, Any]:
         "options": dict(job.options),
         "seed": job.seed,
         "time_limit": job.time_limit,
+        "rounds": job.rounds,
         "lossless": job.lossless,
         "bound": job.bound,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,22 @@ def solution_json(solution: Solution) -> str:
     return json.dumps(_finite(content), indent=2, allow_nan=False)
 
 
+def totals(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over the figures of layers, and the ratio and efficacy of those sums."""
+    sums = {
+        name: math.fsum(figures[name] for figures in layers)
+        if name not in ("kept", "weights")
+        else sum(figures[name] for figures in layers)
+        for name in _SUMMED
+    }
+    retained, identity, unstructured = (
+        sums[name] for name in ("retained", "identity", "unstructured")
+    )
+    ratio = retained / unstructured if unstructured else math.nan
+    efficacy = measures.efficacy(retained, identity, unstructured)
+    return {"layers": len(layers), **sums, "ratio": ratio, "efficacy": efficacy}
+
+
 @dataclass(frozen=True)
 class LayerResult:
     """What was found for a layer.
@@ -150,18 +166,7 @@ class Report:
     @property
     def totals(self) -> dict[str, Any]:
         """Sums over the layers, and the ratio and efficacy of those sums."""
-        sums = {
-            name: math.fsum(result.figures[name] for result in self.layers)
-            if name not in ("kept", "weights")
-            else sum(result.figures[name] for result in self.layers)
-            for name in _SUMMED
-        }
-        retained, identity, unstructured = (
-            sums[name] for name in ("retained", "identity", "unstructured")
-        )
-        ratio = retained / unstructured if unstructured else math.nan
-        efficacy = measures.efficacy(retained, identity, unstructured)
-        return {"layers": len(self.layers), **sums, "ratio": ratio, "efficacy": efficacy}
+        return totals([result.figures for result in self.layers])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

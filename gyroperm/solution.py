@@ -6,8 +6,8 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -299,15 +299,26 @@ class Solution:
             lines.append(f"not lossless  {self.lost} nonzeros are lost: {self.infeasible}")
         return "\n".join(lines)
 
+    def rescaled(self, exponent: int) -> Solution:
+        """The same solution of a saliency that is ``2**exponent`` times as large."""
+        measures = ("retained", "identity", "unstructured_by_row", "unstructured_by_layer", "bound")
+        history = tuple((s, math.ldexp(kept, exponent)) for s, kept in self.history)
+        changed = {name: math.ldexp(getattr(self, name), exponent) for name in measures}
+        return replace(self, history=history, **changed)
+
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file, complete or not at all; read it back with :meth:`load`."""
+        arrays, texts = self.stored()
+        arrays["schema"] = np.array(SCHEMA)
+        arrays["history"] = np.array(self.history, dtype=np.float64).reshape(-1, 2)
+        arrays.update({name: np.array(text) for name, text in texts.items()})
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    def stored(self) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        """All but the history as arrays and as texts; :meth:`from_stored` takes them together."""
         scalars = {name: getattr(self, name) for name in _SCALARS}
         arrays: dict[str, NDArray[Any]] = {
-            "schema": np.array(SCHEMA),
-            "pattern": np.array(json.dumps(asdict(self.pattern))),
-            "view": np.array(json.dumps(asdict(self.view))),
-            "scalars": np.array(json.dumps(scalars)),
-            "history": np.array(self.history, dtype=np.float64).reshape(-1, 2),
             "mask_bits": np.packbits(self._matrix_mask),
             "tile_rows": self.tile_rows,
             "group_counts": np.array([len(g) for g in self.groups], dtype=np.int64),
@@ -315,8 +326,12 @@ class Solution:
         }
         if self.col_order is not None:
             arrays["col_order"] = self.col_order
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        texts = {
+            "pattern": json.dumps(asdict(self.pattern)),
+            "view": json.dumps(asdict(self.view)),
+            "scalars": json.dumps(scalars),
+        }
+        return arrays, texts
 
     @classmethod
     def load(cls, path: str | Path) -> Solution:
@@ -337,14 +352,21 @@ class Solution:
                 f"this version reads schema 1 to {SCHEMA}"
             )
         try:
-            return cls._from_stored(stored)
+            return cls.from_stored(stored, int(stored["schema"]))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{path} is a damaged gyroperm solution: {error!r}") from error
 
     @classmethod
-    def _from_stored(cls, stored: dict[str, NDArray[Any]]) -> Solution:
+    def from_stored(cls, stored: Mapping[str, Any], schema: int = SCHEMA) -> Solution:
+        """A solution of what :meth:`stored` gave, and ``history`` where there is one.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, IndexError
+            If something is missing or does not fit.
+        """
         scalars = json.loads(str(stored["scalars"]))
-        if int(stored["schema"]) < SCHEMA:
+        if schema < SCHEMA:
             scalars.setdefault("bound_kind", UNSTRUCTURED)
             scalars.setdefault("output_error", math.nan)
             scalars.setdefault("identity_output_error", math.nan)
@@ -369,7 +391,7 @@ class Solution:
             arrangement=arrangement,
             mask=masks if view.listed else masks[0],
             view=view,
-            history=tuple((float(s), float(r)) for s, r in stored["history"]),
+            history=tuple((float(s), float(r)) for s, r in stored.get("history", ())),
             **scalars,
         )
 

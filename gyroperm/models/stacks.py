@@ -16,6 +16,9 @@ from gyroperm.models.solutions import Searches
 
 _Columns = NDArray[np.int64]
 
+# Rows that are gathered at once.
+_ROWS = 256
+
 
 class Weight(Protocol):
     """What is asked of a weight: its name, and how its saliency lies."""
@@ -335,8 +338,12 @@ def _stacked(parts: list[_Part], saliency: _OneSaliency, present: Present) -> ND
         for group in range(*part.groups):
             order = present.columns(part.layer, group)
             one = _group_matrix(whole, part.layer, group)
-            matrix[row : row + len(one)] = one[:, order[part.columns]]
-            row += len(one)
+            columns = order[part.columns]
+            # By blocks, beside which the gathered columns are not held a second time.
+            for begin in range(0, len(one), _ROWS):
+                block = one[begin : begin + _ROWS]
+                matrix[row : row + len(block)] = block[:, columns]
+                row += len(block)
     return matrix
 
 

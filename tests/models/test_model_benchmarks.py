@@ -20,8 +20,8 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import digits, minilm, surgery  # noqa: E402
-from benchmarks.peak_memory import Growth  # noqa: E402
 from benchmarks.spread import Spread  # noqa: E402
+from gyroperm.memory import Growth  # noqa: E402
 from gyroperm.models import calibrate, coupling  # noqa: E402
 
 # One of the three, for time's sake.
