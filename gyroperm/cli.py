@@ -287,8 +287,8 @@ def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="make the report of a run anew",
-        description="Put together the report of a checkpoint that was pruned into a folder, also of "
-        "a run that is not finished: gyroperm/report.html, one page that needs no network, and "
+        description="Put together the report of a checkpoint that was pruned into a folder, also "
+        "of a run that is not finished: gyroperm/report.html, one page that needs no network, and "
         "gyroperm/report.json.",
     )
     parser.add_argument("run_folder", type=Path, metavar="run", help="the output folder of the run")
@@ -351,8 +351,8 @@ def _add_solve(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="the safetensors file to write, whole or not at all; may be the input. For a folder of "
-        "shards, another folder",
+        help="the safetensors file to write, whole or not at all; may be the input. For a folder "
+        "of shards, another folder",
     )
     _add_pattern_options(parser.add_argument_group("pattern"))
     _add_search_options(parser.add_argument_group("search"))

@@ -94,9 +94,16 @@ def test_the_version_is_the_same_everywhere(project):
 def test_extras_are_those_that_are_documented(project):
     extras = project["project"]["optional-dependencies"]
     toolkits = {"torchao", "torch-pruning", "modelopt", "llmcompressor"}
-    assert {"torch", "gpu", "gpu-cuda12", "gpu-cuda13", "plot", "demo", "dev"} | toolkits == set(
-        extras
-    )
+    assert {
+        "torch",
+        "gpu",
+        "gpu-cuda12",
+        "gpu-cuda13",
+        "plot",
+        "dask",
+        "demo",
+        "dev",
+    } | toolkits == set(extras)
 
 
 def pins_of(file):
@@ -115,7 +122,7 @@ def pins_of(file):
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ("demo", "dev", "torch", "gpu-cuda13")),
+        ("constraints.txt", ("demo", "dev", "torch", "dask", "gpu-cuda13")),
         ("constraints-plugins.txt", ("torch", "torchao", "torch-pruning", "modelopt")),
         ("constraints-llmcompressor.txt", ("torch", "llmcompressor")),
     ],

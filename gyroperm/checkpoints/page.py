@@ -124,7 +124,7 @@ def _layers(report: Mapping[str, Any]) -> str:
     rows = [
         [
             layer["name"],
-            " × ".join(map(str, layer["shape"])) + " (in, out)" * layer["transposed"],
+            "x".join(map(str, layer["shape"])) + " (in, out)" * layer["transposed"],
             f"{layer['vec_ratio']:.4g}",
             shown(layer["ratio"], ".4f"),
             shown(layer["efficacy"], ".2f", " %"),
@@ -190,7 +190,7 @@ def _skipped(report: Mapping[str, Any]) -> list[str]:
     if not report["skipped"]:
         return []
     rows = [
-        [one["name"], " × ".join(map(str, one["shape"])), one["dtype"], one["reason"]]
+        [one["name"], "x".join(map(str, one["shape"])), one["dtype"], one["reason"]]
         for one in report["skipped"]
     ]
     table = _table(("tensor", "shape", "dtype", "why"), rows)

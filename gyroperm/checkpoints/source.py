@@ -127,9 +127,10 @@ def _of_index(index: Path) -> Source:
     source = _of_shards(index.parent, files, index=index.name, whole_folder=True)
     lacking = [name for name, file in placed.items() if source.shard_of.get(name) != file]
     if lacking:
+        where = _several(sorted({placed[name] for name in lacking}))
         raise ValueError(
-            f"{index} places {_several(lacking)} in {_several(sorted({placed[n] for n in lacking}))}"
-            f", which {_lie(lacking)} not there: the index and the shards differ"
+            f"{index} places {_several(lacking)} in {where}, which {_lie(lacking)} not there: the "
+            f"index and the shards differ"
         )
     return source
 
