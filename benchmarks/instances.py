@@ -101,9 +101,9 @@ _COLUMN_SPREAD, _ROW_SPREAD, _FREEDOM = 0.5, 0.3, 6
 _DRAWN_ROWS = 256
 
 
-def _language_model(rows: int, columns: int) -> NDArray[np.float32]:
+def language_model(rows: int, columns: int, *seed: int) -> NDArray[np.float32]:
     """Student-t entries times log-normal scales of rows and columns, about 0.02 in size."""
-    rng = np.random.default_rng([rows, columns])
+    rng = np.random.default_rng([rows, columns, *seed])
     column_scales = np.exp(_COLUMN_SPREAD * rng.standard_normal(columns)).astype(np.float32)
     row_scales = 0.02 * np.exp(_ROW_SPREAD * rng.standard_normal(rows)).astype(np.float32)
     weights = np.empty((rows, columns), dtype=np.float32)
@@ -126,7 +126,7 @@ def _like_a_language_model(rows: int, columns: int, *patterns: str, large: bool 
         f"(sigma {_ROW_SPREAD}) scales, default_rng([{rows}, {columns}])"
     )
     return Instance(
-        f"lm{rows}x{columns}", source, lambda: _language_model(rows, columns), patterns, large
+        f"lm{rows}x{columns}", source, lambda: language_model(rows, columns), patterns, large
     )
 
 

@@ -238,7 +238,7 @@ def test_folders_without_or_with_several_checkpoints(tmp_path: Path) -> None:
         Source.open(tmp_path)
     for name in ("a", "b"):
         write_raw(tmp_path / f"{name}.safetensors", {"w": linear(4, 4)})
-    with pytest.raises(ValueError, match="'w' is both in a.safetensors and in b.safetensors"):
+    with pytest.raises(ValueError, match=r"'w' is both in a\.safetensors and in b\.saf"):
         Source.open(tmp_path)
 
 
