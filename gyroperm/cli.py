@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gyroperm import __version__
+from gyroperm.folder_options import add_folder_options, check_file_options, flag, natural, positive
 from gyroperm.pattern import Pattern
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -40,15 +41,15 @@ class _PatternKind:
 
     def build(self, name: str, given: dict[str, Any]) -> Pattern:
         """The pattern of the options given; ValueError names one that does not belong, or lacks."""
-        takes = ", ".join(map(_flag, self.arguments))
-        foreign = [_flag(option) for option in given if option not in self.arguments]
+        takes = ", ".join(map(flag, self.arguments))
+        foreign = [flag(option) for option in given if option not in self.arguments]
         if foreign:
             raise ValueError(
                 f"--pattern {name} does not take {', '.join(foreign)}; it takes {takes}"
             )
         parameters = inspect.signature(self.make).parameters
         missing = [
-            _flag(option)
+            flag(option)
             for option, argument in self.arguments.items()
             if option not in given and parameters[argument].default is inspect.Parameter.empty
         ]
@@ -88,10 +89,6 @@ PATTERNS = {
 }
 
 _PATTERN_OPTIONS = ("n", "m", "vec_ratio", "vec_size", "window", "row_ratio")
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +137,7 @@ def _solve(arguments: argparse.Namespace) -> int:
         from gyroperm.checkpoints.command import prune_folder
 
         return prune_folder(arguments, _pattern(arguments), _rules(arguments))
-    _check_file_options(arguments)
+    check_file_options(arguments)
     with planned(_job(arguments)) as plan:
         for note in plan.notes:
             print(f"gyroperm: note: {note}", file=sys.stderr)
@@ -168,20 +165,6 @@ def _tell_losses(report: Any) -> None:
             if not figures["infeasible"]:
                 why = f"the best order found would lose {figures['lost']} nonzeros"
             print(f"gyroperm: note: {result.layer.name} does not fit; {why}", file=sys.stderr)
-
-
-def _check_file_options(arguments: argparse.Namespace) -> None:
-    """Refuse, for a single file, what is for folders."""
-    given = [
-        _flag(name)
-        for name, default in _FOLDER_OPTIONS.items()
-        if getattr(arguments, name) != default
-    ]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} is for a folder of shards or its index; {arguments.checkpoint} is "
-            f"neither"
-        )
 
 
 def _rules(arguments: argparse.Namespace) -> Any:
@@ -324,7 +307,7 @@ def _add_methods(commands: Any) -> None:
 
 def _add_solve(commands: Any) -> None:
     kinds = "\n".join(
-        f"  {name:10} {kind.summary}\n{'':13}options: {', '.join(map(_flag, kind.arguments))}"
+        f"  {name:10} {kind.summary}\n{'':13}options: {', '.join(map(flag, kind.arguments))}"
         for name, kind in PATTERNS.items()
     )
     parser = commands.add_parser(
@@ -358,7 +341,7 @@ def _add_solve(commands: Any) -> None:
     _add_search_options(parser.add_argument_group("search"))
     _add_selection_options(parser.add_argument_group("which tensors"))
     _add_output_options(parser.add_argument_group("output"))
-    _add_folder_options(parser.add_argument_group("folders of shards"))
+    add_folder_options(parser.add_argument_group("folders of shards"))
     parser.set_defaults(run=_solve)
 
 
@@ -437,7 +420,7 @@ def _add_search_options(group: Any) -> None:
     )
     group.add_argument(
         "--rounds",
-        type=_natural,
+        type=natural,
         metavar="INTEGER",
         help="stop each layer's search after so many rounds, which give the same on any machine",
     )
@@ -454,7 +437,7 @@ def _add_search_options(group: Any) -> None:
     )
     group.add_argument(
         "--seed",
-        type=_natural,
+        type=natural,
         default=0,
         metavar="INTEGER",
         help="of every random choice; without a time limit the same seed gives the same file, "
@@ -462,7 +445,7 @@ def _add_search_options(group: Any) -> None:
     )
     group.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         metavar="INTEGER",
         help="worker threads (default: all processors this process may use)",
     )
@@ -522,65 +505,6 @@ def _add_output_options(group: Any) -> None:
     )
 
 
-#: What a single file does not take, with the defaults.
-_FOLDER_OPTIONS = {
-    "jobs": 1,
-    "scheduler": None,
-    "dry_run": False,
-    "surgery": "",
-    "target_sparsity": None,
-    "allocation": "uniform",
-    "verbose": False,
-}
-
-
-def _add_folder_options(group: Any) -> None:
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan, and do nothing: layers, patterns, memory, estimated time",
-    )
-    group.add_argument(
-        "--jobs",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="processes on this machine, which divide up its processors (default 1)",
-    )
-    group.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="work on the Dask cluster of this scheduler, whose workers see both folders under the "
-        "same paths (extra dask)",
-    )
-    group.add_argument(
-        "--target-sparsity",
-        type=float,
-        metavar="FRACTION",
-        help="the share of the pruned layers' weights that shall be zero; sets --vec-ratio",
-    )
-    group.add_argument(
-        "--allocation",
-        choices=("uniform", "global"),
-        default="uniform",
-        help="whether every layer gets the same vec_ratio for that (default), or what retains the "
-        "most in all",
-    )
-    group.add_argument(
-        "--surgery",
-        nargs="?",
-        const="inner",
-        default="",
-        choices=("inner", "all"),
-        help="for plain N:M: reorder the channels in the files, so that groups are consecutive, as "
-        "stock kernels read them; those inside of layers, which nothing outside can see (default), "
-        "or all: with the residual stream, in whose new order hidden states then leave the model",
-    )
-    group.add_argument(
-        "--verbose", action="store_true", help="tell of every step, also where there is a bar"
-    )
-
-
 def _regex(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -596,21 +520,3 @@ def _option(text: str) -> tuple[str, Any]:
         with contextlib.suppress(ValueError):
             return key, parse(value)
     return key, value
-
-
-def _natural(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _at_least(minimum: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = minimum - 1
-    if value < minimum:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least {minimum}, got {text!r}")
-    return value

@@ -135,6 +135,8 @@ def _why_not(layer: Layer, pattern: Pattern, rules: Rules) -> str | None:
         return "empty"
     if len(tensor.shape) < 2:
         return f"{len(tensor.shape)}-D (biases, norms, scales)"
+    if tensor.name.endswith("bias"):
+        return "a bias, or a mask that is stored as one"
     if rules.include and not _matches(rules.include, tensor.name):
         return "matched by no --include"
     if _matches(rules.exclude, tensor.name):

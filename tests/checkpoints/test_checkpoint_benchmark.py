@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_checkpoint import as_float64
 
-pytest.importorskip("benchmarks")
+ROOT = Path(__file__).resolve().parents[2]
 
-from benchmarks import checkpoint
-from small_checkpoints import words_in
+# benchmarks/ is installed nowhere. Last on the path: the tree cannot shadow what is installed.
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks import checkpoint  # noqa: E402
+from small_checkpoints import words_in  # noqa: E402
 
 SMALL = {"q_proj": (32, 16), "down_proj": (16, 64)}
 

@@ -71,7 +71,8 @@ def test_the_function_stays(tmp_path: Path, family: str, surgery: str) -> None:
     # The residual stream leaves in its new order, where that was asked for.
     seen = (1 if family != "Bert" else 0) if surgery == "all" else len(before)
     for old, new in zip(before[:seen], after[:seen], strict=True):
-        torch.testing.assert_close(new, old, rtol=1e-9, atol=1e-9)
+        # Some norms compute in float32 whatever they are given.
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
     state = {}
     for file in (tmp_path / "out").glob("*.safetensors"):
         from safetensors.torch import load_file
