@@ -77,6 +77,12 @@ class Plan:
             "unsearched": self.coupled.unsearched if self.coupled else {},
         }
 
+    def _groups(self) -> list[int]:
+        """The weights that are searched together."""
+        sizes = {layer.name: layer.tensor.size for layer in self.layers}
+        groups = self.coupled.groups if self.coupled else ()
+        return [*sizes.values(), *(sum(sizes[name] for name in g.layers) for g in groups)]
+
     def described(self, *, jobs: int = 1, threads: int = 1) -> str:
         """The plan for people: layers, patterns, memory and estimated time.
 
@@ -100,7 +106,7 @@ class Plan:
             )
         weights = sum(layer.tensor.size for layer in self.layers)
         total = sum(estimated_seconds(la.shape, pattern, self.settings) for la in self.layers)
-        largest = max((layer.tensor.size for layer in self.layers), default=0)
+        largest = max(self._groups())
         lines = [
             f"{self.source.folder} -> {self.folder.path}",
             f"{pattern}, method {self.settings.method}, {self.settings.allocation} allocation"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -286,8 +287,6 @@ class _Run:
 
 def _as_json(content: Any) -> Any:
     """What becomes of something that is written as JSON and read again."""
-    import json
-
     return json.loads(json.dumps(content))
 
 

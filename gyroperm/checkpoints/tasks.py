@@ -23,9 +23,11 @@ from gyroperm.checkpoints.rewriting import Rewritten
 from gyroperm.checkpoints.saliency import Orders, magnitudes, scale_down
 from gyroperm.checkpoints.settings import Settings
 from gyroperm.engine import solve
+from gyroperm.files import copy_file
 from gyroperm.memory import Growth, peak_bytes
 from gyroperm.pattern import Pattern
 from gyroperm.report import solution_figures
+from gyroperm.solution import Solution
 
 
 class Task(Protocol):
@@ -154,7 +156,7 @@ class LayerTask:
         return _unpermuted(self.layer.unmoved().saliency(), self.pattern).retained
 
 
-def _unpermuted(saliency: NDArray[np.floating], pattern: Pattern) -> Any:
+def _unpermuted(saliency: NDArray[np.floating], pattern: Pattern) -> Solution:
     return solve(saliency, saliency=saliency, pattern=pattern, method="identity")
 
 
@@ -225,7 +227,5 @@ class CopyTask:
 
     def run(self, threads: int | None) -> dict[str, Any]:
         """Do it."""
-        from gyroperm.files import copy_file
-
         copy_file(self.source, self.target)
         return {"file": self.target.name, "sha256": digest_of(self.target)}
