@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gyroperm: aborted; no checkpoint was written", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        # An extra that is not installed says which.
         return _fail(error, USAGE)
 
 

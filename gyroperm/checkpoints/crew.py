@@ -186,11 +186,11 @@ def _dask(address: str) -> Iterator[Executor]:
     except ImportError as error:
         raise ImportError("--scheduler needs Dask: pip install 'gyroperm[dask]'") from error
     try:
-        client = Client(address, timeout=_PATIENCE)
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
     try:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
+        if not client.nthreads():
             raise ConnectionError(f"the Dask scheduler at {address} has no workers")
         yield client.get_executor(pure=False)
     finally:
