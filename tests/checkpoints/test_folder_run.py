@@ -168,6 +168,23 @@ def test_a_manifest_with_checksums(model: Path, tmp_path: Path) -> None:
     }
 
 
+def test_lines_where_there_is_no_terminal(model: Path, tmp_path: Path, capsys) -> None:
+    assert solve(model, "-o", tmp_path / "out") == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("gyroperm: layers: ")]
+    assert [line.split(",")[0] for line in lines] == [
+        f"gyroperm: layers: {i} of 4" for i in range(1, 5)
+    ]
+    assert all(" left: model.layers." in line for line in lines)
+    assert all(" of unstructured in " in line for line in lines)
+    assert "total of 4 layers" in said.out
+    assert solve(model, "-o", tmp_path / "out") == 0
+    assert "layers: 4 of 4 are there already" in capsys.readouterr().err
+    assert solve(model, "-o", tmp_path / "quiet", "--quiet") == 0
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
+
+
 def test_nothing_is_done_twice(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert solve(model, "-o", out) == 0
