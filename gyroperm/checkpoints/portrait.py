@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,17 @@ _POINTS = 60
 _BLOCK = 1 << 20
 
 
-def portrait(saliency: NDArray[np.floating], solution: Solution) -> dict[str, Any]:
+def portrait(
+    saliency: NDArray[np.floating], solution: Solution, exponent: int = 0
+) -> dict[str, Any]:
     """The figures of a layer that only someone who holds its weights can tell, for JSON.
 
     Parameters
     ----------
     saliency : ndarray, shape (R, C, ...)
     solution : Solution
+    exponent : int
+        The magnitudes are ``2**exponent`` times the saliency.
 
     Returns
     -------
@@ -38,7 +43,7 @@ def portrait(saliency: NDArray[np.floating], solution: Solution) -> dict[str, An
     matrix = solution.view.matrix([saliency])
     mask = solution.view.matrix([solution.mask])
     return {
-        "histogram": _histogram(matrix, mask),
+        "histogram": _histogram(matrix, mask, exponent),
         "picture": _picture(matrix, mask, solution),
         "history": thinned(solution.history),
     }
@@ -53,7 +58,9 @@ def thinned(history: Any) -> list[list[float]]:
     return [points[i] for i in chosen]
 
 
-def _histogram(matrix: NDArray[np.floating], mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _histogram(
+    matrix: NDArray[np.floating], mask: NDArray[np.bool_], exponent: int
+) -> dict[str, Any]:
     top = float(matrix.max())
     counts = {"all": np.zeros(_BINS, np.int64), "kept": np.zeros(_BINS, np.int64)}
     rows = max(1, _BLOCK // matrix.shape[1])
@@ -61,7 +68,10 @@ def _histogram(matrix: NDArray[np.floating], mask: NDArray[np.bool_]) -> dict[st
         block, kept = matrix[begin : begin + rows], mask[begin : begin + rows]
         counts["all"] += np.histogram(block, _BINS, (0.0, top or 1.0))[0]
         counts["kept"] += np.histogram(block[kept], _BINS, (0.0, top or 1.0))[0]
-    return {"top": top, **{name: count.tolist() for name, count in counts.items()}}
+    return {
+        "top": math.ldexp(top, exponent),
+        **{name: count.tolist() for name, count in counts.items()},
+    }
 
 
 def _picture(

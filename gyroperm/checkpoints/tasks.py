@@ -135,6 +135,7 @@ class LayerTask:
         """Do it."""
         before = self._unpermuted() if self.layer.moved else None
         saliency = self.layer.saliency()
+        exponent = 0
         if self.settings.surgery:
             # The order of the columns was searched for all weights that share it.
             solution = _unpermuted(saliency, self.pattern)
@@ -149,7 +150,7 @@ class LayerTask:
             "sha256": save_solution(self.result, solution, described),
             "vec_ratio": self.pattern.vec_ratio,
             "figures": solution_figures(solution),
-            **portrait(saliency, solution),
+            **portrait(saliency, solution, exponent),
         }
 
     def _unpermuted(self) -> float:

@@ -78,6 +78,7 @@ def test_searches_are_those_of_solve(model: Path, tmp_path: Path) -> None:
         kept = words_in(tmp_path / "out", name) != 0
         np.testing.assert_array_equal(kept, expected.mask)
         assert sum(layer["histogram"]["all"]) == weights.size
+        assert layer["histogram"]["top"] == np.abs(weights).max()
         assert sum(layer["histogram"]["kept"]) == layer["kept"] == expected.mask.sum()
 
 
