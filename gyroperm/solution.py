@@ -303,8 +303,10 @@ class Solution:
         """The same solution of a saliency that is ``2**exponent`` times as large."""
         measures = ("retained", "identity", "unstructured_by_row", "unstructured_by_layer", "bound")
         history = tuple((s, math.ldexp(kept, exponent)) for s, kept in self.history)
-        changed = {name: math.ldexp(getattr(self, name), exponent) for name in measures}
-        return replace(self, history=history, **changed)
+        changed: dict[str, Any] = {"history": history}
+        for name in measures:
+            changed[name] = math.ldexp(getattr(self, name), exponent)
+        return replace(self, **changed)
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file, complete or not at all; read it back with :meth:`load`."""

@@ -49,9 +49,11 @@ def write_arrays(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     # As the format's own library does, so that data begin at a multiple of eight.
     text += b" " * (-len(text) % 8)
+    pieces: list[Any] = [len(text).to_bytes(8, "little"), text]
+    pieces += [array.data for array in stored.values()]
     digest = hashlib.sha256()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text, *(a.data for a in stored.values())):
+        for piece in pieces:
             digest.update(piece)
             file.write(piece)
         file.flush()

@@ -92,8 +92,10 @@ def _packed(solution: Solution) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     tiles = [t for t, groups in enumerate(solution.groups) if groups.size]
     width = min([_COLUMNS, *(solution.groups[t].size for t in tiles)])
     places = [(row, t) for t in tiles for row in solution.tile_rows[t] if row >= 0][:_ROWS]
-    columns = [solution.groups[t].reshape(-1)[:width] for _, t in places]
-    return np.array([row for row, _ in places]), np.array(columns).reshape(len(places), width)
+    columns = np.zeros((len(places), width), dtype=np.int64)
+    for own, (_, t) in zip(columns, places, strict=True):
+        own[:] = solution.groups[t].reshape(-1)[:width]
+    return np.array([row for row, _ in places], dtype=np.int64), columns
 
 
 def _pixels(

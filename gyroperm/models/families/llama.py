@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,8 +93,9 @@ def _experts(model: nn.Module, mlp: str, name: str) -> Iterator[Coupled]:
 
 def _router_logits(model: nn.Module, layers: str, name: str) -> Iterator[Leaving]:
     """The router's logits leave with an entry for each layer that has experts."""
-    blocks: Any = model.get_submodule(layers)
-    sparse = [i for i, one in enumerate(blocks) if has(one, _STACK)]
+    stack = re.compile(rf"{re.escape(layers)}\.(\d+)\..*{re.escape(_STACK)}")
+    names = [stack.fullmatch(own) for own, _ in model.named_parameters(remove_duplicate=False)]
+    sparse = sorted(int(found[1]) for found in names if found)
     for k, i in enumerate(sparse):
         yield Leaving(f"router_logits.{k}", name.format(i=i))
 
