@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,9 @@ from gyroperm.selection import Layer, Rules, Skipped, select, unmatched
 if TYPE_CHECKING:
     from gyroperm.checkpoints.coupling import Coupling
 
-# Looks on one core of an AMD EPYC at 2:4 and at HiNM, method auto until it has converged: the
-# time grows with the weights, and with the columns, since every group is weighed against every
-# other of its block.
-_SECONDS_PER_WEIGHT, _SECONDS_PER_TERM = 2.0e-7, 6.0e-10
-# Columns of the blocks in which larger layers are searched.
-_BLOCK_COLUMNS = 2048
+# A guess that is right to within a few times: 4096 x 4096 takes a core of an AMD EPYC one to three
+# minutes at 2:4 and at HiNM, method auto until it has converged.
+_SECONDS_PER_WEIGHT = 1.0e-5
 # Python, its libraries and compiled kernels; and arrays as large as the saliency in float32.
 _BASE_BYTES, _COPIES = 4.0e8, 2.5
 
@@ -94,7 +90,7 @@ class Plan:
         pattern = self.settings.common_pattern
         rows = []
         for layer in self.layers:
-            seconds = estimated_seconds(layer.shape, pattern, self.settings) / threads
+            seconds = estimated_seconds(layer.tensor.size, self.settings) / threads
             rows.append(
                 [
                     layer.name,
@@ -105,7 +101,7 @@ class Plan:
                 ]
             )
         weights = sum(layer.tensor.size for layer in self.layers)
-        total = sum(estimated_seconds(la.shape, pattern, self.settings) for la in self.layers)
+        total = sum(estimated_seconds(layer.tensor.size, self.settings) for layer in self.layers)
         largest = max(self._groups())
         lines = [
             f"{self.source.folder} -> {self.folder.path}",
@@ -204,20 +200,9 @@ def whole_groups(layers: Sequence[Layer], pattern: Pattern) -> tuple[list[Layer]
     return kept, misfits
 
 
-def estimated_seconds(shape: tuple[int, ...], pattern: Pattern, settings: Settings) -> float:
-    """About how long one core searches a layer; a guess, of the right size for two-level patterns.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        As (out, in, ...).
-    pattern : Pattern
-    settings : Settings
-    """
-    weights = math.prod(shape)
-    columns = weights // shape[0]
-    terms = weights * min(columns, _BLOCK_COLUMNS) * (1.0 - pattern.vec_ratio) ** 2
-    seconds = _SECONDS_PER_WEIGHT * weights + _SECONDS_PER_TERM * terms
+def estimated_seconds(weights: int, settings: Settings) -> float:
+    """About how long one core searches a layer of so many weights; a guess."""
+    seconds = _SECONDS_PER_WEIGHT * weights
     return seconds if settings.time_limit is None else min(seconds, settings.time_limit)
 
 
