@@ -88,9 +88,10 @@ class Plan:
             Workers, and threads of each.
         """
         pattern = self.settings.common_pattern
-        rows = []
+        rows, total = [], 0.0
         for layer in self.layers:
-            seconds = estimated_seconds(layer.tensor.size, self.settings) / threads
+            seconds = estimated_seconds(layer.tensor.size, self.settings, threads)
+            total += seconds
             rows.append(
                 [
                     layer.name,
@@ -101,7 +102,6 @@ class Plan:
                 ]
             )
         weights = sum(layer.tensor.size for layer in self.layers)
-        total = sum(estimated_seconds(layer.tensor.size, self.settings) for layer in self.layers)
         largest = max(self._groups())
         lines = [
             f"{self.source.folder} -> {self.folder.path}",
@@ -112,7 +112,7 @@ class Plan:
             "",
             f"{len(self.layers)} layers, {weights} weights; {self.source.size} bytes in "
             f"{len(self.source.shards)} shards are read and written",
-            f"estimated: {duration(total / (jobs * threads))} with {jobs} x {threads} threads, "
+            f"estimated: {duration(total / jobs)} with {jobs} x {threads} threads, "
             f"at most {jobs} x {estimated_bytes(largest) / 1e6:.0f} MB",
         ]
         if self.coupled is not None:
@@ -200,10 +200,11 @@ def whole_groups(layers: Sequence[Layer], pattern: Pattern) -> tuple[list[Layer]
     return kept, misfits
 
 
-def estimated_seconds(weights: int, settings: Settings) -> float:
-    """About how long one core searches a layer of so many weights; a guess."""
-    seconds = _SECONDS_PER_WEIGHT * weights
-    return seconds if settings.time_limit is None else min(seconds, settings.time_limit)
+def estimated_seconds(weights: int, settings: Settings, threads: int) -> float:
+    """About how long a layer of so many weights is searched; a guess without a time limit."""
+    if settings.time_limit is not None:
+        return settings.time_limit
+    return _SECONDS_PER_WEIGHT * weights / threads
 
 
 def estimated_bytes(weights: int) -> float:
