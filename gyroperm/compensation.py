@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from gyroperm.arguments import checked_threads
 from gyroperm.arrays import check_finite, is_cupy, is_torch, to_numpy
 from gyroperm.gram import DEFAULT_DAMP, Gram, checked_damp
-from gyroperm.solvers.parallel import parallel_map
 
 Update = Literal["exact", "sequential"]
 UPDATES: tuple[str, ...] = ("exact", "sequential")
@@ -145,6 +144,7 @@ def _exact(
     W: NDArray[np.float64], mask: NDArray[np.bool_], gram: Gram, damp: float, threads: int
 ) -> NDArray[np.float64]:
     from gyroperm.solvers.kernels.cholesky import solve_rows
+    from gyroperm.solvers.parallel import parallel_map
 
     H = gram.regular(damp)
     # What each kept weight should meet: all of the output, H w, before anything is pruned.

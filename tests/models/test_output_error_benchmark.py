@@ -56,7 +56,7 @@ def test_every_row_is_measured_plain_and_compensated(tiny):
             own = "error" if PERMUTATIONS[method].by_error else "saliency"
             expected = layer["errors"][own][kind]
             assert model["errors"] == {LAYERS[0]: pytest.approx(expected, rel=1e-4)}
-            assert 0.5 < model["mean_cosine"] < 1.0
+            assert 0.5 < model["mean_cosine"] < 1.0 + 1e-6
         assert one["saliency"] == "wanda" and pattern in PATTERNS
     assert content["goals"] and content["settings"]["iterations"] == 2
 
