@@ -29,7 +29,7 @@ demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did 
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 # A file's tests share what is set up for them, so that one process runs them.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run the tests on up to four cores (ARGS go to pytest)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

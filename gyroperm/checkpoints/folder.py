@@ -84,6 +84,16 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(f"the folder {folder} cannot be written")
+        self.tidy(names)
+
+    def tidy(self, names: Iterable[str]) -> None:
+        """Remove what killed processes left half written; none must be at work.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The files that the output has, or will have, beside its own folder.
+        """
         left = [file for name in names for file in self.path.glob(f".{escape(name)}.*")]
         for folder in (self.own, self.masks, self.orders):
             left += folder.glob(".*")

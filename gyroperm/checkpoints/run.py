@@ -251,6 +251,8 @@ class _Run:
     def end(self) -> None:
         """Note the checksums of the output: it is whole."""
         folder = self.plan.folder
+        # Workers that were killed on the way, and whose work others did.
+        folder.tidy(self.plan.source.files)
         done = self.journal.done
         self.manifest["output"] = {
             record["file"]: {
