@@ -25,9 +25,7 @@ _RESERVED = 1024  # bytes of shared memory that the device adds to every block
 
 # Warps that a multiprocessor is to hold, by the rows of a tile. Sums take the more registers the
 # more rows a warp has, up to 64, and what is read again and again from shared memory the fewer.
-_SPMM_WARPS = {16: 16, 32: 14, 64: 10, 128: 10, 256: 8}
-# Where rows of X are not aligned, addresses of single words take registers too.
-_UNALIGNED_WARPS = {**_SPMM_WARPS, 32: 10}
+_SPMM_WARPS = {16: 16, 32: 10, 64: 10, 128: 10, 256: 8}
 _DECODE_THREADS = 512
 _PERMUTE_THREADS = 1024
 _TRANSPOSE_THREADS = 1280
@@ -105,9 +103,10 @@ def _spmm(architecture: Architecture) -> Iterator[Shipped]:
     limit = architecture.block_shared_bytes
     for V, n, sparse in product(TILE_SIZES, BLOCK_COLUMNS, (False, True)):
         for chosen in blockings(V, n, sparse=sparse, shared_limit=limit):
+            resident = _fitting(
+                architecture, chosen.threads, chosen.shared_bytes, 32 * _SPMM_WARPS[V]
+            )
             for aligned, bfloat16 in product((False, True), repeat=2):
-                warps = (_SPMM_WARPS if aligned else _UNALIGNED_WARPS)[V]
-                resident = _fitting(architecture, chosen.threads, chosen.shared_bytes, 32 * warps)
                 variant = chosen.variant(bfloat16=bfloat16, aligned=aligned)
                 yield Shipped(variant, chosen.threads, chosen.shared_bytes, resident)
 
