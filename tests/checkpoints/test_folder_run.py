@@ -277,7 +277,6 @@ def test_weights_that_are_not_finite(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--surgery"], "surgery needs to know the architecture"),
         (["--surgery", "--pattern", "hinm"], "surgery is for plain N:M"),
         (["--target-sparsity", "0.75"], "target_sparsity sets vec_ratio"),
         (["--allocation", "global"], "allocation='global' needs target_sparsity"),
@@ -292,6 +291,13 @@ def test_options_that_do_not_fit(
     model: Path, tmp_path: Path, options: list[str], message: str, capsys
 ) -> None:
     assert message in _fails(capsys, model, "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_surgery_without_a_configuration(model: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("torch")
+    said = _fails(capsys, model, "-o", tmp_path / "out", "--surgery")
+    assert "surgery needs to know the architecture" in said
     assert not (tmp_path / "out").exists()
 
 
