@@ -505,6 +505,10 @@ def _progress_bar(progress: bool, description: str) -> Any:
     return tqdm(desc=description, unit="round", disable=not progress, leave=False, delay=0.5)
 
 
+#: Methods that follow the relaxation of the set partition.
+_BY_PARTITION = ("dive", "exact")
+
+
 @cache
 def _warm_up(method: str, pattern: Pattern, dtype: str, objective: Objective = "saliency") -> None:
     """Compile what a method needs, on a small problem, so that no clock sees it."""
@@ -534,3 +538,8 @@ def _warm_up(method: str, pattern: Pattern, dtype: str, objective: Objective = "
     search = Search(problem, stop=stop)
     arrangement = found.solve(search, found.make_options(None))
     _value(search.problem, arrangement)
+    if method in _BY_PARTITION:
+        # How far they get along the relaxation depends on the problem; a proof gets to its end.
+        from gyroperm import bounds
+
+        bounds.warm_up()

@@ -19,8 +19,9 @@ from gyroperm.solvers.partition.tiles import StartOptions, Tiles
 from gyroperm.solvers.registry import register
 from gyroperm.solvers.search import Search
 
-# The start's share of the search, for plain N:M and for patterns with a vector level.
-_PLAIN_START, _START = 0.1, 0.5
+# The start's share of the search, for plain N:M and for patterns with a vector level, where
+# rounds are counted and at the least against a clock.
+_PLAIN_START, _ROUNDS_START, _START = 0.1, 0.5, 0.35
 # Seconds of a dive along the columns that a tile keeps, which grow with their number.
 _TILE_SECONDS, _KEPT, _GROWTH = 0.6, 192, 1.5
 # How much more is set aside for it.
@@ -35,7 +36,7 @@ class DiveOptions(StartOptions):
     ----------
     start, start_share
         See :class:`~gyroperm.solvers.partition.tiles.StartOptions`; by default a tenth for plain
-        N:M, and half or more where the start also chooses rows and vectors, which stay as they are.
+        N:M, and more where the start also chooses rows and vectors, which stay as they are.
     patience : int
         Parts in a row that are solved anew without improvement, after which it ends.
     """
@@ -59,8 +60,8 @@ def _start_share(search: Search) -> float:
     if search.problem.pattern.is_plain:
         return _PLAIN_START
     if not search.by_clock:
-        return _START
-    threads = min(search.threads, len(search.problem.tile_block))
+        return _ROUNDS_START
+    threads = min(search.threads, search.problem.tiles)
     dives = _SPARE * tile_seconds(search.problem) / threads
     return max(_START, 1.0 - dives / max(search.seconds_left, dives))
 

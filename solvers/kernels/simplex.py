@@ -7,7 +7,7 @@ import numpy as np
 from gyroperm.solvers.kernels.jit import kernel
 
 # An element of a column that is smaller is no pivot, and a value that is less below zero is zero.
-_PIVOT, _FEASIBLE = 1e-7, 1e-9
+_PIVOT, _FEASIBLE = 1e-6, 1e-9
 
 # Entries of a vector for each that is not zero, above which only those are gone through.
 _SPARSE = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -87,7 +86,8 @@ def dive_in_blocks(search: Search, tiles: Tiles, threads: int) -> dict[int, NDAr
         return gained
 
     active = list(range(len(tiles.instances)))
-    for turn in itertools.count():
+    turn = 0
+    while active:
         blocks = [block for t in active for block in _dealt(search, tiles, t, turn)]
         # Where blocks are too few for all threads, those share the search for groups.
         inner = max(1, threads // max(1, len(blocks)))
@@ -97,10 +97,9 @@ def dive_in_blocks(search: Search, tiles: Tiles, threads: int) -> dict[int, NDAr
             for block, more in zip(blocks, gained, strict=True)
             if more and not block.whole
         }
-        active = sorted(again)
-        if not active or not pace.suffices():
-            return prices
-    raise AssertionError("turns are counted without end")
+        active = sorted(again) if pace.suffices() else []
+        turn += 1
+    return prices
 
 
 def _dealt(search: Search, tiles: Tiles, t: int, turn: int) -> list[_Block]:

@@ -13,7 +13,7 @@ from gyroperm.solvers.partition.pricing import local_prices
 from gyroperm.solvers.partition.relaxation import PER_COLUMN, STARTS, Clock
 
 # Rounds of column generation after each fixing.
-_ROUNDS = 6
+_ROUNDS = 3
 # A group of at least this share is fixed together with others.
 _SURE = 0.7
 # A dive fixes groups in so many steps, or a few more.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,8 +18,8 @@ _TOLERANCE = 1e-10
 # stand for one partition, pivots would go around among them.
 _PERTURBATION = 1e-4
 # A spare covers a column for so much less than it is thought to be worth, as a share of the mean;
-# and so much less again, times 4, where it is still in use in the end.
-_SPARE = 0.2
+# and so much less again, times 2, where it is still in use in the end.
+_SPARE, _LESS = 0.2, 2.0
 # What is beyond perturbation.
 _USED = 0.02
 # A barred group costs so many times the best group.
@@ -32,6 +31,8 @@ _CALL_TERMS = 30_000_000
 # Pivots after which prices and shares are solved for anew, and what they may be off by; beyond
 # that the basis is inverted anew.
 _REFINED, _OFF = 100, 1e-10
+# How often a basis that rounding made singular may be given up for the one to begin with.
+_RESTARTS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +82,26 @@ class Pool:
         self._spares = shares - self._less
         self._b = 1.0 + _PERTURBATION * np.random.default_rng(1).random(C)
         self.add(groups, values)
-        # The group of a row that is covered the least is basic there, spares are elsewhere.
-        first = groups[np.arange(G), np.argmin(self._b[groups], axis=1)]
-        self._basis = np.arange(-1, -1 - C, -1, dtype=np.int32)
-        self._basis[first] = np.arange(G, dtype=np.int32)
-        self._place[:G] = first
-        self._inverse = np.eye(C)
-        self._inverse[np.repeat(first, m), groups.reshape(-1)] = -1.0
-        self._inverse[first, first] = 1.0
+        self._partition = groups.copy()
         self._x = np.empty(C)
         self._u = np.empty(C)
+        self._lost = 0
+        self._begin()
         self._refine()
+
+    def _begin(self) -> None:
+        """Make the partition to begin with, and spares, the basis."""
+        groups = self._partition
+        G, m = groups.shape
+        # The group of a row that is covered the least is basic there, spares are elsewhere.
+        first = groups[np.arange(G), np.argmin(self._b[groups], axis=1)]
+        self._basis = np.arange(-1, -1 - G * m, -1, dtype=np.int32)
+        self._basis[first] = np.arange(G, dtype=np.int32)
+        self._place[:] = -1
+        self._place[:G] = first
+        self._inverse = np.eye(G * m)
+        self._inverse[np.repeat(first, m), groups.reshape(-1)] = -1.0
+        self._inverse[first, first] = 1.0
 
     def unknown(self, groups: NDArray[np.int32]) -> NDArray[np.intp]:
         """The first places of the groups (k, m) that the pool does not hold yet."""
@@ -142,21 +152,24 @@ class Pool:
         """The reduced costs of all groups, (groups of the pool,)."""
         return reduced_costs(self.groups, self.values, u)
 
-    def solve(self, stopped: Callable[[], bool]) -> Relaxed | None:
-        """The optimum; None if it is stopped before.
+    def solve(self, stopped: Callable[[], bool], *, settled: bool = True) -> Relaxed | None:
+        """The optimum; None if it is stopped before, or rounding gets the better of it.
 
-        Raises
-        ------
-        RuntimeError
-            If the basis cannot be inverted, or no pivot is left where there should be one.
+        Parameters
+        ----------
+        stopped : callable
+        settled : bool
+            Whether spares are made worth less for as long as any is in use. Until new groups are
+            sought no more that is a waste: which spares are in use depends on the groups there
+            are, and the prices they hold up are nearer to the last ones than those without.
         """
-        while not stopped():
-            candidates = self._candidates()
-            done = self._pivot(candidates, stopped) if len(candidates) else 0
+        while not stopped() and self._lost <= _RESTARTS:
+            # Also where there are none: what compiles before a clock runs may have none to show.
+            done = self._pivot(self._candidates(), stopped)
             if done is None:
                 return None
             # Without a pivot what seemed to gain was rounding.
-            if done == 0 and not self._raise_spares():
+            if done == 0 and not (settled and self.settle()):
                 return self._solved()
         return None
 
@@ -204,8 +217,10 @@ class Pool:
             since += done
             total += done
             if ended == STUCK:
-                raise RuntimeError("the relaxation of a set partition has no bound")
-            if ended == OPTIMAL or since >= _REFINED:
+                # The relaxation is bounded: what said otherwise was rounding.
+                self._begin_anew()
+                return max(1, total)
+            if since and (ended == OPTIMAL or since >= _REFINED):
                 self._refine()
                 since = 0
             if ended == OPTIMAL:
@@ -213,20 +228,32 @@ class Pool:
             if stopped():
                 return None
 
-    def _raise_spares(self) -> bool:
-        """Make those in use worth less; whether there were any."""
+    def settle(self) -> bool:
+        """Make spares in use worth less; whether there were any."""
         rows = -1 - self._basis[(self._basis < 0) & (self._x > _USED)]
-        self._less[rows] *= 4.0
+        self._less[rows] *= _LESS
         self._spares[rows] -= self._less[rows]
         if len(rows):
             self._refine()
         return len(rows) > 0
 
     def _refine(self) -> None:
-        """Solve for shares and prices anew."""
+        """Solve for shares and prices anew; from the beginning where rounding spoilt the basis."""
         values = np.where(self.barred, -_BARRED * self.values.max(), self.values)
         # The spare of row i is -1 - i: the last of all by -1, and so on.
-        worth = np.concatenate([values, self._spares[::-1]])[self._basis]
+        worth = np.concatenate([values, self._spares[::-1]])
+        if not self._solves(worth[self._basis]):
+            self._lost += 1
+            self._begin()
+            self._solves(worth[self._basis])
+
+    def _begin_anew(self) -> None:
+        self._lost += 1
+        self._begin()
+        self._refine()
+
+    def _solves(self, worth: NDArray[np.float64]) -> bool:
+        """Whether the basis, worth so much by position, yields shares and prices."""
         for _ in range(2):
             off = refine(
                 self.groups,
@@ -238,8 +265,7 @@ class Pool:
                 self._u,
             )
             if off <= _OFF:
-                return
+                return True
             if not invert(self.groups, self._basis, self._inverse):
-                raise RuntimeError("the basis of a relaxation cannot be inverted")
-        if not math.isfinite(off) or off > 1e3 * _OFF:
-            raise RuntimeError(f"the basis of a relaxation is inverted with an error of {off}")
+                return False
+        return bool(off <= 1e3 * _OFF)

@@ -171,12 +171,12 @@ def generate(
 
     u = None
     while not over():
-        relaxed = pool.solve(over)
+        relaxed = pool.solve(over, settled=False)
         record()
         if relaxed is None:
             break
         u = relaxed.u
-        if not extend(instance, pool, u, over, threads):
+        if not extend(instance, pool, u, over, threads) and not pool.settle():
             break
     return u
 
