@@ -34,9 +34,9 @@ _KNOWN_GAINS = 1 << 24
 _UNLIKELY, _WHOLE_POOL = 0.8, 10
 # With time for fewer moves of every group, descending alone keeps more than annealing.
 _WORTH_ANNEALING = 1000
-# Against a clock, sweeps begin with calls and blocks of this size, and grow where a sweep takes
-# little of a phase, or shrink where it takes much.
-_FIRST_CALL_NS, _FIRST_BLOCK = 300_000, 96
+# Against a clock, sweeps begin with calls and blocks of this size, or with blocks of this part of
+# all groups, and grow where a sweep takes little of a phase, or shrink where it takes much.
+_FIRST_CALL_NS, _FIRST_BLOCK, _FIRST_PART = 300_000, 96, 6
 _FAST_ENOUGH, _TOO_SLOW = 0.025, 0.08
 
 
@@ -130,21 +130,27 @@ def tile_columns(saliency: NDArray[np.float32], rows: NDArray[np.int32]) -> NDAr
     return _transposed(partial(rows_of, saliency), saliency.shape[1], rows)
 
 
-def search_columns(problem: Problem, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+def search_columns(
+    problem: Problem, rows: NDArray[np.int32], threads: int = 1
+) -> NDArray[np.float32]:
     """The same of a problem, whose saliency in the search's scale need not be in memory."""
-    return _transposed(problem.search_rows, problem.columns, rows)
+    return _transposed(problem.search_rows, problem.columns, rows, threads)
 
 
 def _transposed(
     rows_named: Callable[[NDArray[np.int32]], NDArray[np.float32]],
     columns: int,
     rows: NDArray[np.int32],
+    threads: int = 1,
 ) -> NDArray[np.float32]:
     X = np.zeros((columns + 1, len(rows)), dtype=np.float32)
+
     # In strips: a transposition of the whole misses the cache at every entry.
-    for first in range(0, len(rows), _STRIP):
+    def transpose(first: int) -> None:
         strip = rows[first : first + _STRIP]
         X[:-1, first : first + _STRIP] = rows_named(strip).T
+
+    parallel_map(transpose, range(0, len(rows), _STRIP), threads)
     return X
 
 
@@ -162,8 +168,10 @@ def make_cells(
     threads: int,
 ) -> list[Cell]:
     """The cells of all tiles of a problem; together they are as large as its saliency."""
+    # A single tile is large where there is no other.
+    inner = threads if len(tile_rows) == 1 else 1
     return parallel_map(
-        lambda tile: _cell(search_columns(problem, tile[0]), tile[1]),
+        lambda tile: _cell(search_columns(problem, tile[0], inner), tile[1]),
         zip(tile_rows, groups, strict=True),
         threads,
     )
@@ -219,7 +227,8 @@ def arrange_columns(
             if cell.X.shape[1] >= _ROWS_TO_KEEP:
                 cell.keep_gains()
     sweep = 0
-    size = _SweepSize(block_groups, phase.timed)
+    most = max((len(cell.groups) for cell in active), default=0)
+    size = _SweepSize(block_groups, phase.timed, most)
     moves, total = 0, sum(len(cell.groups) for cell in active)
     while active and (target := phase.next_target()) is not None:
         ends = target == 0.0
@@ -276,9 +285,10 @@ class _SweepSize:
     call_ns : float
     """
 
-    def __init__(self, largest: int, timed: bool) -> None:
+    def __init__(self, largest: int, timed: bool, groups: int) -> None:
         self._largest, self._timed = largest, timed
-        self.block = min(largest, _FIRST_BLOCK) if timed else largest
+        self._first = min(largest, max(_FIRST_BLOCK, groups // _FIRST_PART))
+        self.block = self._first if timed else largest
         self.call_ns = _FIRST_CALL_NS if timed else _CALL_NS
 
     def follow(self, pace: float) -> None:
@@ -289,8 +299,8 @@ class _SweepSize:
         if not self._timed:
             return
         if pace > _TOO_SLOW:
-            if self.block > _FIRST_BLOCK:
-                self.block //= 2
+            if self.block > self._first:
+                self.block = max(self._first, self.block // 2)
             else:
                 self.call_ns = max(_FIRST_CALL_NS, self.call_ns // 2)
         elif pace < _FAST_ENOUGH:
@@ -327,16 +337,15 @@ class _Job:
     moved: int = 0
     released: int = 0
     stale_moves: int = 0
-    value_before: float = 0.0
-    value: float = 0.0
+    gained: float = 0.0
 
     def run(self, n: int, annealed: bool, noise: NDArray[np.float32]) -> None:
         G = len(self.groups)
-        self.value_before = groups_value(self.cell.X, self.groups, n)
+        before = groups_value(self.cell.X, self.groups, n) if annealed else 0.0
         cost = G * (G + min(G, len(self.pool))) * (self.cell.X.shape[1] / 30 + 2)
         moves = min(_MAX_MOVES, max(_MIN_MOVES, int(self.call_ns / cost)))
         known, fresh = self.cell.gains_to_keep(self.chosen, len(self.pool))
-        _, stale, self.moved = assignment_moves(
+        self.gained, stale, self.moved = assignment_moves(
             self.cell.X,
             self.groups,
             self.pool,
@@ -352,12 +361,15 @@ class _Job:
         self.released = moves * G
         # Whether the whole call brought nothing, and how long that call was.
         self.stale_moves = moves if stale >= moves else 0
-        self.value = groups_value(self.cell.X, self.groups, n)
+        if annealed:
+            self.gained = groups_value(self.cell.X, self.groups, n) - before
 
 
 def _deal(cell: Cell, size: _SweepSize, sweep: int, random: np.random.Generator) -> list[_Job]:
     G = len(cell.groups)
     count = -(-G // size.block)
+    # In pairs: of three blocks one would be left to one thread alone.
+    count += count > 1 and count % 2
     groups = np.array_split(random.permutation(G), count)
     pools = np.array_split(random.permutation(cell.offered(sweep)), count)
     states = random.integers(0, 2**64, size=(count, 1), dtype=np.uint64)
@@ -374,7 +386,7 @@ def _collect(jobs: list[_Job]) -> None:
         for job in done:
             cell.groups[job.chosen] = job.groups
             cell.pool[job.pool_places] = job.pool
-            cell.value += job.value - job.value_before
+            cell.value += job.gained
             cell.thermostat.count(job.moved, job.released)
         fewest = min(job.stale_moves for job in done)
         cell.stale = cell.stale + fewest if fewest else 0

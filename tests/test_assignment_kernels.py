@@ -118,14 +118,14 @@ def test_a_dual_threshold_lies_between_the_last_kept_and_the_next(values, data):
 
 
 def test_a_sweep_without_a_clock_has_one_size():
-    size = _SweepSize(384, timed=False)
+    size = _SweepSize(384, timed=False, groups=384)
     for pace in (1.0, 0.0, float("nan")):
         size.follow(pace)
         assert (size.block, size.call_ns) == (384, _CALL_NS)
 
 
 def test_a_sweep_against_a_clock_grows_and_shrinks_in_its_bounds():
-    size = _SweepSize(384, timed=True)
+    size = _SweepSize(384, timed=True, groups=400)
     assert (size.block, size.call_ns) == (_FIRST_BLOCK, _FIRST_CALL_NS)
     size.follow(float("nan"))
     size.follow(0.05)
@@ -143,4 +143,12 @@ def test_a_sweep_against_a_clock_grows_and_shrinks_in_its_bounds():
         shrunk.append((size.block, size.call_ns))
     assert shrunk == sorted(shrunk, reverse=True)
     assert shrunk[-1] == (_FIRST_BLOCK, _FIRST_CALL_NS)
-    assert _SweepSize(16, timed=True).block == 16
+    assert _SweepSize(16, timed=True, groups=400).block == 16
+
+
+def test_blocks_of_many_groups_begin_larger():
+    size = _SweepSize(512, timed=True, groups=1200)
+    assert size.block == 200
+    size.follow(0.5)
+    assert size.block == 200
+    assert _SweepSize(128, timed=True, groups=1200).block == 128

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gyroperm.solvers.kernels.jit import fast_kernel, kernel
+from gyroperm.solvers.kernels.jit import fast_kernel, kernel, wide_vectors
 
 # Slices of X and Q of this many elements stay in the first-level cache while they are combined.
 _SLICE = 512
@@ -32,6 +32,7 @@ def relu_gain(X, Q, gain):  # type: ignore[no-untyped-def]
     with the gain, but what exceeds no threshold gains exactly 0: both sums are then made of the
     same terms in the same order. :func:`relu_gain_by_terms` is the one with a relative error.
     """
+    wide_vectors()
     if X.shape[0] < _MIN_COLUMNS or Q.shape[0] < _MIN_GROUPS:
         relu_gain_by_terms(X, Q, gain)
         return
