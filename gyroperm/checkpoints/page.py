@@ -30,19 +30,21 @@ table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
-th { color: var(--faint); font-weight: 600; } tfoot td { font-weight: 600; }
+th { color: var(--faint); font-weight: 600; white-space: normal; } tfoot td { font-weight: 600; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
+@media (max-width: 40rem) { table { font-size: 0.72rem; } th, td { padding: 0.2rem 0.3rem; } }
 details { border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
 figure { margin: 0.5rem 0; } figcaption { font-size: 0.8rem; color: var(--faint); }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif;
   fill: var(--faint); }
-img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
+img { width: 100%; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }
 .note { color: var(--mark); }
 """
 
 _WIDTH, _HEIGHT = 320, 150
-_LEFT, _BOTTOM, _TOP = 44, 22, 8
+_LEFT, _BOTTOM, _TOP = 56, 22, 8
 # What is pruned fades into the paper, what is kept has the colour of the curves.
 _COLOURS = {"kept": (31, 111, 178), "pruned": (150, 150, 150)}
 
@@ -117,27 +119,27 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequence
 
 
 def _layers(report: Mapping[str, Any]) -> str:
+    # What was reached comes first: a telephone shows so much without scrolling.
     headers = (
-        *("layer", "shape", "vec_ratio", "retained / unstructured", "efficacy"),
-        *("seconds", "memory"),
+        *("layer", "retained / unstructured", "efficacy", "seconds"),
+        *("shape", "vec_ratio", "memory"),
     )
     rows = [
         [
             layer["name"],
-            "x".join(map(str, layer["shape"])) + " (in, out)" * layer["transposed"],
-            f"{layer['vec_ratio']:.4g}",
             shown(layer["ratio"], ".4f"),
             shown(layer["efficacy"], ".2f", " %"),
             f"{layer['seconds']:.2f}",
+            "x".join(map(str, layer["shape"])) + " (in, out)" * layer["transposed"],
+            f"{layer['vec_ratio']:.4g}",
             f"{layer['peak_bytes'] / 1e6:.0f} MB",
         ]
         for layer in report["layers"]
     ]
     sums = report["totals"]
     foot = [
-        *(f"{sums['layers']} layers", f"{sums['kept']:,} of {sums['weights']:,} kept", ""),
-        *(shown(sums["ratio"], ".4f"), shown(sums["efficacy"], ".2f", " %")),
-        *(f"{sums['seconds']:.2f}", ""),
+        *(f"{sums['layers']} layers", shown(sums["ratio"], ".4f")),
+        *(shown(sums["efficacy"], ".2f", " %"), f"{sums['seconds']:.2f}", "", "", ""),
     ]
     return _table(headers, rows, foot)
 
@@ -217,6 +219,14 @@ def _axes(left: str, right: str, low: str, high: str) -> str:
     )
 
 
+def _short(value: float) -> str:
+    """At least four digits of a number in little room: 13.25 k rather than 1.325e+04."""
+    for unit, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if 10 * unit <= value < 1e12:
+            return f"{value / unit:.4g}{prefix}"
+    return f"{value:.4g}"
+
+
 def _curve(history: Sequence[Sequence[float]]) -> str:
     """What was retained over time, as steps."""
     if len(history) < 2:
@@ -229,7 +239,7 @@ def _curve(history: Sequence[Sequence[float]]) -> str:
     y = _HEIGHT - _BOTTOM - (values - low) / ((high - low) or 1.0) * room
     steps = "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x[1:], y[1:], strict=True))
     path = f'<path d="M{x[0]:.1f} {y[0]:.1f}{steps}" fill="none" stroke="var(--kept)"/>'
-    axes = _axes(f"{times[0]:.2g} s", f"{times[-1]:.3g} s", f"{low:.4g}", f"{high:.4g}")
+    axes = _axes(f"{times[0]:.2g} s", f"{times[-1]:.3g} s", _short(low), _short(high))
     return _svg(axes + path, "retained saliency over time")
 
 
@@ -247,7 +257,7 @@ def _histogram(histogram: Mapping[str, Any]) -> str:
             if count
         )
         bars.append(f'<path d="{shape}" fill="var(--{kind})"/>')
-    axes = _axes("0", f"{histogram['top']:.3g}", "0", f"{top:.3g}")
+    axes = _axes("0", f"{histogram['top']:.3g}", "0", _short(top))
     return _svg("".join(bars) + axes, "histogram of the magnitudes")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from gyroperm import Pattern
 from gyroperm.checkpoints import Job, Settings, prune_checkpoint, read_solution
-from gyroperm.checkpoints.page import _png
+from gyroperm.checkpoints.page import _png, _short
 from small_checkpoints import layers, sharded
 
 _VOID = {"meta", "img", "br"}
@@ -77,6 +77,18 @@ def test_the_page_is_sound_and_alone(run) -> None:
     assert "embedding or output head" in page.text
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.0, "0"), (0.123456, "0.1235"), (810.24, "810.2"), (9999.4, "9999")),
+        *((13_249.0, "13.25 k"), (290_512.0, "290.5 k"), (12_345_678.0, "12.35 M")),
+        *((4.4e10, "44 G"), (1e30, "1e+30")),
+    ],
+)
+def test_labels_of_axes_are_short(value: float, text: str) -> None:
+    assert _short(value) == text
 
 
 def test_a_picture_can_be_read_back() -> None:
