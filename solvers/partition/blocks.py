@@ -18,8 +18,8 @@ from gyroperm.solvers.partition.tiles import Tiles
 from gyroperm.solvers.search import Search
 
 # Groups of a block at the most. The time of a dive grows with their cube, what it gains does not;
-# blocks of half as many gain next to nothing.
-_GROUPS = 96
+# blocks of half as many gain next to nothing, so that some more are not divided up.
+_GROUPS, _UNDIVIDED = 96, 128
 # The part of the time that is left for what follows the relaxation.
 _RESERVED = 0.5
 # A block is not begun in less than so much of what the others took on average.
@@ -105,7 +105,7 @@ def dive_in_blocks(search: Search, tiles: Tiles, threads: int) -> dict[int, NDAr
 def _dealt(search: Search, tiles: Tiles, t: int, turn: int) -> list[_Block]:
     """A tile's groups at random in blocks of equal size."""
     G = tiles.instances[t].groups
-    count = -(-G // _GROUPS)
+    count = 1 if G <= _UNDIVIDED else -(-G // _GROUPS)
     places = search.random(t, turn).permutation(G)
     return [_Block(t, np.sort(part), count == 1) for part in np.array_split(places, count)]
 
