@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from gyroperm.problem import Problem
 
 # Sums of up to 2^40 non-negative terms by pairwise summation stay within this of the exact sum.
 ROUNDING = 1e-13
+
+# Numbers of which a copy, and what is derived from it, is no matter.
+_SELECTED = 1 << 18
 
 
 def retained(saliency: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
@@ -53,7 +57,32 @@ def unstructured_by_row(saliency: NDArray[np.floating], kept: NDArray[np.integer
 
 def unstructured_by_layer(saliency: NDArray[np.floating], kept: int) -> float:
     """The largest sum that keeps ``kept`` weights of the whole layer."""
-    return top_sum(saliency.reshape(-1), kept)
+    values = saliency.reshape(-1)
+    if not 0 < kept < values.size or values.size <= _SELECTED:
+        return top_sum(values, kept)
+    # No copy as large as the layer: numbers that are not negative are in the order of their bits,
+    # whose first 16 leave few that may be the last to be kept.
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for block in _blocks(values):
+        counts += np.bincount(_first_bits(block), minlength=1 << 16)
+    above = np.cumsum(counts[::-1])[::-1] - counts
+    last = int(np.flatnonzero(above < kept)[0])
+    sums, undecided = [], []
+    for block in _blocks(values):
+        bits = _first_bits(block)
+        sums.append(float(np.sum(block, where=bits > last, dtype=np.float64)))
+        undecided.append(block[bits == last])
+    return math.fsum(sums) + top_sum(np.concatenate(undecided), kept - int(above[last]))
+
+
+def _blocks(values: NDArray[np.floating]) -> Iterator[NDArray[np.floating]]:
+    return (values[first : first + _SELECTED] for first in range(0, values.size, _SELECTED))
+
+
+def _first_bits(values: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The first 16 bits of numbers of at least 0; those of -0.0 are those of 0.0."""
+    size = 8 * values.itemsize
+    return ((values + 0.0).view(f"u{values.itemsize}") >> (size - 16)).astype(np.int64)
 
 
 def efficacy(retained: float, identity: float, unstructured: float) -> float:

@@ -55,6 +55,22 @@ def test_top_sum(count, total):
     assert top_sum(np.array([4.0, 1.0, 3.0]), count) == total
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("values", ["scales", "ties", "zeros"])
+def test_unstructured_sums_of_large_layers(monkeypatch, dtype, values):
+    monkeypatch.setattr("gyroperm.measures._SELECTED", 100)
+    random = np.random.default_rng(0)
+    S = random.lognormal(0.0, 20.0, (31, 23)).astype(dtype)
+    if values == "ties":
+        S = random.integers(1, 4, (31, 23)).astype(dtype)
+    elif values == "zeros":
+        S[random.random(S.shape) < 0.7] = -0.0
+    ordered = np.sort(S.reshape(-1).astype(np.float64))[::-1]
+    for kept in (-1, 0, 1, 2, 200, 350, 712, 713, 800):
+        found = unstructured_by_layer(S, kept)
+        assert found == pytest.approx(math.fsum(ordered[: max(kept, 0)]), rel=1e-14)
+
+
 def test_efficacy():
     assert efficacy(7.0, 6.0, 10.0) == 25.0
     assert efficacy(6.0, 6.0, 10.0) == 0.0

@@ -75,4 +75,4 @@ def _prefer_wide(typing_context):  # type: ignore[no-untyped-def]
 
 @overload(wide_vectors, inline="always")
 def _wide_vectors():  # type: ignore[no-untyped-def]
-    return lambda: _prefer_wide()
+    return lambda: _prefer_wide()  # type: ignore[call-arg]
