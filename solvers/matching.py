@@ -21,6 +21,8 @@ from gyroperm.solvers.search import Search
 _WEIGHT_BITS = 48
 # OR-Tools' assignment overflows with such weights; its dual needs only so many of the bits.
 _COARSER_BITS = 18
+# Seconds for each pair that the assignment takes, which nothing interrupts.
+_PAIR_SECONDS = 3e-7
 # So many of each column's pairs of the least slack are matched first.
 _FIRST_PAIRS = 6
 # Elements of a block of columns that are compared at once.
@@ -97,7 +99,7 @@ def _match(search: Search, X: NDArray[np.float64]) -> tuple[NDArray[np.int64] | 
     if not X.any():
         return np.arange(columns).reshape(-1, 2), 0.0
     values = None if search.stopped() else _pair_values(search, X)
-    if values is None or search.stopped():
+    if values is None or not search.affords(_PAIR_SECONDS * columns * columns):
         return None, math.inf
     scale = 2.0 ** (_WEIGHT_BITS - int(np.frexp(values.max())[1]))
     weights = np.rint(values * scale).astype(np.int64)

@@ -109,6 +109,15 @@ def test_what_is_left_when_it_is_stopped_is_sound():
     assert time.perf_counter() - begin < 1.0
 
 
+def test_an_assignment_that_would_outlast_the_limit_is_not_begun(monkeypatch):
+    S = np.random.default_rng(0).random((8, 40))
+    problem = Problem(S, PATTERN)
+    assert np.isfinite(matched(problem, stop=TimeLimit(60.0))[2])
+    # As if forty columns took an hour.
+    monkeypatch.setattr("gyroperm.solvers.matching._PAIR_SECONDS", 3600.0 / 40**2)
+    assert matched(problem, stop=TimeLimit(60.0))[2] == np.inf
+
+
 def test_threads_change_nothing():
     problem = Problem(np.random.default_rng(5).random((30, 41)), PATTERN)
     one, two = (matched(problem, threads=threads)[0] for threads in (1, 2))
