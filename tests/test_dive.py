@@ -60,8 +60,10 @@ def test_a_dive_is_a_partition():
 
 
 @pytest.mark.parametrize("stop", [MaxRounds(300), TimeLimit(3)], ids=["rounds", "clock"])
-def test_many_groups_are_improved_in_blocks(stop):
-    S = uniform(8, 560)
+def test_many_groups_are_improved_in_blocks(stop, monkeypatch):
+    monkeypatch.setattr("gyroperm.solvers.partition.blocks._GROUPS", 20)
+    monkeypatch.setattr("gyroperm.solvers.partition.blocks._UNDIVIDED", 30)
+    S = uniform(8, 160)
     search = Search(Problem(S, Pattern.nm()), stop=stop, threads=2)
     method = registry.get("dive")
     tiles = Tiles(search, method.make_options({"start": "identity"}), 0.1)
@@ -69,8 +71,8 @@ def test_many_groups_are_improved_in_blocks(stop):
     assert dive_in_blocks(search, tiles, 2) == {}
     assert tiles.value > before
     assert math.fsum(tiles.instances[0].values(tiles.groups(0))) == tiles.value
-    assert sorted(tiles.groups(0).reshape(-1).tolist()) == list(range(560))
-    assert sorted(tiles.arrangement().col_order.tolist()) == list(range(560))
+    assert sorted(tiles.groups(0).reshape(-1).tolist()) == list(range(160))
+    assert sorted(tiles.arrangement().col_order.tolist()) == list(range(160))
 
 
 def test_repairs_never_lose():
