@@ -218,7 +218,8 @@ class Pool:
             total += done
             if ended == STUCK:
                 # The relaxation is bounded: what said otherwise was rounding.
-                self._begin_anew()
+                self._give_up()
+                self._refine()
                 return max(1, total)
             if since and (ended == OPTIMAL or since >= _REFINED):
                 self._refine()
@@ -243,14 +244,13 @@ class Pool:
         # The spare of row i is -1 - i: the last of all by -1, and so on.
         worth = np.concatenate([values, self._spares[::-1]])
         if not self._solves(worth[self._basis]):
-            self._lost += 1
-            self._begin()
+            self._give_up()
             self._solves(worth[self._basis])
 
-    def _begin_anew(self) -> None:
+    def _give_up(self) -> None:
+        """Leave a basis that rounding spoilt for the one to begin with."""
         self._lost += 1
         self._begin()
-        self._refine()
 
     def _solves(self, worth: NDArray[np.float64]) -> bool:
         """Whether the basis, worth so much by position, yields shares and prices."""
