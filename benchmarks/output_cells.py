@@ -71,6 +71,11 @@ class Permutation:
     published: bool = False
 
     @property
+    def aim(self) -> str:
+        """What masks by error are chosen for: what the search was for, where that is an error."""
+        return "error" if self.objective is None else self.objective
+
+    @property
     def by_error(self) -> bool:
         """Whether its own masks within groups are those of the least error."""
         return self.method == "auto" and self.objective is not None
@@ -150,7 +155,7 @@ class Settings:
         Use the first so many only.
     """
 
-    seconds: float = 1.0
+    seconds: float = 0.8
     iterations: int = 50
     sentences: int | None = None
 
@@ -179,7 +184,10 @@ class Data:
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Of each layer."""
         bert = self.encoder.bert
-        return {name: bert.get_submodule(name).weight.detach().numpy() for name in self.names}
+        # Copies: the model's own are replaced for a while.
+        return {
+            name: bert.get_submodule(name).weight.detach().numpy().copy() for name in self.names
+        }
 
     @cached_property
     def activations(self) -> dict[str, NDArray[np.float32]]:
@@ -237,9 +245,10 @@ class Data:
         The error of each layer, fed by the model with the layers before it pruned; and the
         agreement of embeddings.
         """
+        dense = self.embeddings
         with self.encoder.replaced(weights):
             grams = self._grams()
-            near = agreement(self.embeddings, self.encoder.embed(self.held_out))
+            near = agreement(dense, self.encoder.embed(self.held_out))
         errors = {
             name: gram.relative_error(self.weights[name], weights[name])
             for name, gram in grams.items()
@@ -276,21 +285,18 @@ def search(data: Data, row: Row, layer: str, settings: Settings, threads: int) -
     judged = {} if how.objective is None else {**fed, "objective": how.objective}
     limit = {} if how.published else {"time_limit": settings.seconds}
     solution = gyroperm.solve(weights, method=how.method, **given, **judged, **options, **limit)
-    if how.by_error:
-        by_error = solution
-        # The same groups, as if nothing were known of the output.
-        arrangement = solution.arrangement
-        own = Arrangement(arrangement.tile_rows, arrangement.groups, arrangement.col_order)
-        by_saliency = own.mask(saliency, solution.pattern.n)
-    else:
-        by_saliency = solution.mask
-        by_error = gyroperm.solve(
-            weights,
-            **{**given, "gram": data.seen[layer].matrix, "objective": "error"},
-            method="output",
-            options={"columns": False},
-            initial=solution,
-        )
+    # The same groups, as if nothing were known of the output.
+    arrangement = solution.arrangement
+    own = Arrangement(arrangement.tile_rows, arrangement.groups, arrangement.col_order)
+    by_saliency = own.mask(saliency, solution.pattern.n)
+    # For every row alike: from the masks that the search has left on, as long as it takes.
+    by_error = gyroperm.solve(
+        weights,
+        **{**given, "gram": data.seen[layer].matrix, "objective": how.aim},
+        method="output",
+        options={"columns": False},
+        initial=solution,
+    )
     masks = {"saliency": by_saliency, "error": by_error.mask}
     return {
         "layer": layer,

@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=positive_seconds,
         metavar="S",
-        help="for each search but the one as published (default: 1; quick: 0.1)",
+        help="for each search but the one as published (default: 0.8; quick: 0.1)",
     )
     add(
         "--iterations",
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(given: argparse.Namespace) -> Settings:
     quick = given.quick
     return Settings(
-        given.seconds or (0.1 if quick else 1.0),
+        given.seconds or (0.1 if quick else 0.8),
         given.iterations or (2 if quick else 50),
         given.sentences or (24 if quick else None),
     )

@@ -16,10 +16,10 @@ from gyroperm import measures
 from gyroperm.arguments import checked_duration, checked_integer, checked_threads
 from gyroperm.arrangement import Arrangement
 from gyroperm.arrays import check_finite, check_non_negative, to_numpy
-from gyroperm.gram import DEFAULT_DAMP, Gram
+from gyroperm.gram import Gram
 from gyroperm.interrupt import interrupted
 from gyroperm.memory import require
-from gyroperm.output import OBJECTIVES, Inputs, LayerOutput, Objective
+from gyroperm.output import OBJECTIVES, SEARCH_DAMP, Inputs, LayerOutput, Objective
 from gyroperm.pattern import Pattern
 from gyroperm.problem import Problem
 from gyroperm.solution import Solution
@@ -52,7 +52,7 @@ def solve(
     gram: Any = None,
     activations: Any = None,
     objective: Objective | None = None,
-    damp: float = DEFAULT_DAMP,
+    damp: float = SEARCH_DAMP,
     groups: int = 1,
     normalize: bool = False,
     method: str = "auto",

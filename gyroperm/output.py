@@ -17,6 +17,10 @@ from gyroperm.views import WeightView
 Objective = Literal["saliency", "error", "compensated"]
 OBJECTIVES: tuple[str, ...] = ("saliency", "error", "compensated")
 
+#: The share of the mean of H's diagonal that a search adds to it. More than compensation wants: a
+#: mask has far more ways than kept weights have to fit the tokens that there happen to be.
+SEARCH_DAMP = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class LayerOutput:
@@ -41,7 +45,7 @@ class LayerOutput:
     weights: NDArray[np.floating]
     gram: Gram
     activations: NDArray[np.floating] | None = field(default=None, repr=False)
-    damp: float = DEFAULT_DAMP
+    damp: float = SEARCH_DAMP
     objective: Objective = "error"
 
     @property
@@ -68,11 +72,11 @@ class LayerOutput:
         return cost.astype(self.weights.dtype)
 
     def pruned(self, mask: NDArray[np.bool_]) -> NDArray[np.floating]:
-        """The weights with a mask, compensated where that is what counts."""
+        """The weights with a mask, compensated as by default where that is what counts."""
         if self.compensated:
             from gyroperm.compensation import compensated
 
-            return compensated(self.weights, mask, self.gram, damp=self.damp)
+            return compensated(self.weights, mask, self.gram, damp=DEFAULT_DAMP)
         return np.where(mask, self.weights, self.weights.dtype.type(0))
 
     def error(self, mask: NDArray[np.bool_]) -> float:
