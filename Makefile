@@ -34,8 +34,9 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(READY)  ## run the tests on up to four cores (ARGS go to pytest)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-kernels: $(READY)  ## compile every kernel for every architecture, and check what it takes
+kernels: $(READY)  ## compile every kernel for every architecture, and run every one on the host
 	$(BIN)/python -m pytest -m compiled $(ARGS)
+	$(BIN)/python -m pytest -m emulated -n auto --maxprocesses 4 --dist worksteal tests/gpu $(ARGS)
 
 test-plugins: $(TESTS_IN)  ## test the plug-ins for toolkits that need environments of their own
 

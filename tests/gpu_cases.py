@@ -9,6 +9,7 @@ import numpy as np
 
 import gyroperm
 from gyroperm.gpu.format import HinmMatrix
+from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.numbers import from_bits, to_bits
 
 # Half an ulp of an output, and what fp32 sums in another order may differ by.
@@ -82,13 +83,75 @@ def make_case(
         weights, pattern=pattern, method="random", options={"count": 1}, seed=seed
     )
     matrix = HinmMatrix.from_solution(solution, weights, dtype=dtype)
-    x = np.full((shape[1], n + pad), np.nan, np.float32)
-    x[:, :n] = rng.standard_normal((shape[1], n))
-    bits = to_bits(x, dtype)
+    return case_of(matrix, n, rng, pad=pad)
+
+
+def case_of(matrix: HinmMatrix, n: int, rng: np.random.Generator, *, pad: int = 0) -> Case:
+    """What a packed matrix is multiplied with; NaN in the padding of X."""
+    outputs, inputs = matrix.shape
+    x = np.full((inputs, n + pad), np.nan, np.float32)
+    x[:, :n] = rng.standard_normal((inputs, n))
+    bits = to_bits(x, matrix.dtype)
     return Case(
         matrix=matrix,
         dense=matrix.to_dense().astype(np.float64),
-        x_values=from_bits(bits, dtype).astype(np.float64)[:, :n],
+        x_values=from_bits(bits, matrix.dtype).astype(np.float64)[:, :n],
         x=bits[:, :n],
-        bias=to_bits(rng.standard_normal(shape[0]).astype(np.float32), dtype),
+        bias=to_bits(rng.standard_normal(outputs).astype(np.float32), matrix.dtype),
     )
+
+
+def pack(rng, columns, tile_size, inputs, *, sparse, dtype="float16", outputs=None):
+    """Random weights on the given columns of each tile, in the format's layout, element by element.
+
+    -1 among the columns is a slot without one.
+    """
+    tiles, inner = len(columns), 2 if sparse else 4
+    padded = [np.append(c, np.full(-len(c) % 64, -1)).astype(int) for c in columns]
+    steps = sum(map(len, padded)) // 64
+    values = np.zeros((steps, inner, tile_size // 16, 32, 8), np.uint16)
+    metadata = np.zeros((steps if sparse else 0, tile_size // 16, 32), np.uint32)
+    ids = np.concatenate(padded)
+    group = np.repeat(np.arange(tiles), list(map(len, padded)))
+    assert (group[::64] == group[63::64]).all()
+    weights = rng.standard_normal((steps, tile_size, 64)) * (rng.random((1, tile_size, 64)) < 0.9)
+    weights = to_bits(weights, dtype) * (ids.reshape(steps, 1, 64) >= 0)
+    row = np.arange(tile_size)
+    for h in range(inner):
+        for k in range(16):  # of a fragment's compressed columns
+            if sparse:
+                g = k // 2
+                at = h * 32 + g * 4
+                # Two of the four, in order; which two depends on row, half and group.
+                turn = row + 5 * h + 7 * g
+                first, second = turn % 3, turn % 3 + 1 + (turn // 3) % (3 - turn % 3)
+                place = second if k % 2 else first
+                stored = np.take_along_axis(weights, (at + place)[None, :, None], 2)[..., 0]
+                lane = row % 8 * 4 + 2 * h + g // 4
+                shift = row % 16 // 8 * 16 + g % 4 * 4 + k % 2 * 2
+                np.bitwise_or.at(
+                    metadata, (slice(None), row // 16, lane), (place << shift).astype(np.uint32)
+                )
+            else:
+                stored = weights[:, :, h * 16 + k]
+            lane, register = row % 8 * 4 + k % 8 // 2, row % 16 // 8 + 2 * (k // 8)
+            values[:, h, row // 16, lane, register * 2 + k % 2] = stored
+    outputs = outputs or tiles * tile_size
+    row_map = np.full(tiles * tile_size, -1)
+    real = rng.permutation(tiles * tile_size)[:outputs]
+    row_map[real] = rng.permutation(outputs)[: len(real)]
+    tile_ptr = np.cumsum([0, *map(len, padded)])
+    index = IndexTables(np.where(ids < 0, 0, ids), tile_ptr, row_map, inputs, outputs)
+    return HinmMatrix(values, metadata, index, dtype)
+
+
+def packed(rng, V, kept, *, inputs=300, sparse=True, dtype="float16", virtual=5):
+    """Tiles of `kept[t]` columns each, with virtual rows among the others."""
+    tiles = random_tiles(rng, kept, inputs)
+    outputs = len(kept) * V - virtual
+    return pack(rng, tiles, V, inputs, sparse=sparse, dtype=dtype, outputs=outputs)
+
+
+def random_tiles(rng, lengths, inputs):
+    """So many random columns for each tile."""
+    return [rng.permutation(inputs)[:length] for length in lengths]

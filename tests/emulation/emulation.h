@@ -32,7 +32,7 @@ namespace emulation {
 
 constexpr int max_threads = 1024, max_shared = 232448, stack_bytes = 1 << 16;
 constexpr int cell_bytes = 2;  // the smallest shared access
-constexpr int max_buffers = 32, max_pending = 64, max_groups = 16;
+constexpr int max_buffers = 32, max_pending = 128, max_groups = 16;
 
 // ---- what the caller reads ----------------------------------------------------------------------
 

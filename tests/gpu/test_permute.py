@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from emulated import EmulationError, run
-from gyroperm.gpu.permute import MOST_CHANNELS, permute, rms_norm, rms_norm_to_features
+from gyroperm.gpu.permute import (
+    MOST_CHANNELS,
+    permute,
+    rms_norm,
+    rms_norm_to_features,
+    variants,
+)
 
 POISON = 0x7E57
 DTYPES = ("float16", "bfloat16")
@@ -149,6 +155,38 @@ def test_norm_to_features(dtype, index, kind):
         assert launch.arguments["tokens_each"] == 8
         run(launch, seed=seed, once=("out",))
         assert_normalised(features.T, tokens, weight, 1e-6, dtype, order)
+
+
+# A row of so many channels, with a tail, takes blocks of so many threads.
+CHANNELS = {128: 203, 256: 2055, 512: 8197}
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("variant", variants(), ids=str)
+def test_every_variant_at_any_number_of_tokens(variant):
+    rng = np.random.default_rng(10)
+    constants = dict(variant.constants)
+    channels, dtype = CHANNELS[constants["THREADS"]], DTYPES[constants["GYROPERM_BF16"]]
+    for seed, count in enumerate((1, 7, 8, 9, 17, 63, 64, 65, 200)):
+        kind = ("aligned", "tight", "off")[seed % 3]
+        tokens, weight = activations(rng, count, channels, dtype, kind)
+        order = rng.permutation(channels)
+        given = table(order, np.uint16)
+        if not constants["NORM"]:
+            out = layout((count, channels), kind)
+            launch = permute(tokens, given, out)
+        else:
+            features = constants["FEATURE_MAJOR"]
+            out = layout((channels, count) if features else (count, channels), kind)
+            norm = rms_norm_to_features if features else rms_norm
+            launch = norm(tokens, weight, out, epsilon=1e-5, dtype=dtype, order=given)
+        assert launch.variant == variant
+        run(launch, seed=seed, once=("out",))
+        if not constants["NORM"]:
+            np.testing.assert_array_equal(out, tokens[:, order])
+        else:
+            moved = out.T if constants["FEATURE_MAJOR"] else out
+            assert_normalised(moved, tokens, weight, 1e-5, dtype, order)
 
 
 @pytest.mark.parametrize("each", [1, 2, 4])

@@ -2,66 +2,19 @@ import numpy as np
 import pytest
 
 from emulated import EmulationError, run
-from gpu_cases import Case, activated, make_case
+from gpu_cases import activated, make_case
 from gyroperm import Pattern
-from gyroperm.gpu.launch import Launch
 from gyroperm.gpu.numbers import from_bits, to_bits
-from gyroperm.gpu.schedule import Schedule, balanced, equal_shares
-from gyroperm.gpu.spmm import Blocking, blocking, spmm_launch
+from gyroperm.gpu.schedule import balanced, equal_shares
+from gyroperm.gpu.spmm import blocking
+from spmm_cases import SHARED, launch_of, poisoned, product, tile_steps
 
-SHARED = 232448
 HINM = Pattern.hinm(2, 4, vec_ratio=0.5, vec_size=32)
 TVW = Pattern.tvw(2, 4, vec_ratio=0.6, vec_size=16, row_ratio=0.2)
 DENSE = Pattern.hinm(3, 5, vec_ratio=0.3, vec_size=32)
 VECTOR = Pattern.vector_nm(N=8, M=32, L=32)
 WIDE = Pattern.hinm(1, 2, vec_ratio=0.25, vec_size=128)
 ALL_N = [1, 7, 8, 9, 17, 63, 64, 65, 200]
-
-
-def tile_steps(case: Case) -> np.ndarray:
-    return np.diff(case.matrix.index.tile_ptr) // 64
-
-
-def launch_of(
-    case: Case,
-    y: np.ndarray,
-    *,
-    schedule: Schedule | None = None,
-    chosen: Blocking | None = None,
-    **options,
-) -> tuple[Launch, np.ndarray]:
-    matrix = case.matrix
-    chosen = chosen or blocking(matrix.tile_size, case.n, sparse=matrix.sparse, shared_limit=SHARED)
-    if schedule is None:
-        schedule = balanced(tile_steps(case), case.n, chosen.block_n, blocks=3)
-    workspace = np.full(max(1, schedule.slots * chosen.slot_values), np.nan, np.float32)
-    counters = np.zeros(max(1, schedule.counters), np.uint32)
-    launch = spmm_launch(
-        matrix,
-        case.x,
-        y,
-        blocking=chosen,
-        bfloat16=matrix.dtype == "bfloat16",
-        schedule=schedule,
-        work_ptr=schedule.work_ptr,
-        work_items=schedule.items,
-        workspace=workspace,
-        counters=counters,
-        **options,
-    )
-    return launch, counters
-
-
-def poisoned(rows: int, n: int, stride: int | None = None) -> np.ndarray:
-    return np.full((rows, stride or n), 0xFFFF, np.uint16)[:, :n]
-
-
-def product(case: Case, *, seed: int = 1, **options) -> np.ndarray:
-    y = poisoned(case.matrix.shape[0], case.n)
-    launch, counters = launch_of(case, y, **options)
-    run(launch, seed=seed)
-    assert not counters.any()
-    return y
 
 
 @pytest.mark.parametrize("n", ALL_N)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from math import erf
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulated import EmulationError, run
+from gpu_cases import pack, random_tiles
 from gyroperm import Pattern, solve
 from gyroperm.gpu.format import HinmMatrix
-from gyroperm.gpu.index import IndexTables
-from gyroperm.gpu.numbers import from_bits, to_bits
+from gyroperm.gpu.numbers import to_bits
 from gyroperm.gpu.reorder import empty_slots, group_width, reordered
 from gyroperm.gpu.window import (
     WindowBlocking,
@@ -21,179 +20,12 @@ from gyroperm.gpu.window import (
     window_launch,
     window_plan,
 )
+from window_cases import multiply, to_dense
 
 SPARSE = WindowBlocking(16, 2, 1, 64, 128, 32, 1, 1, True)
 SPARSE_SPLIT = WindowBlocking(32, 4, 2, 32, 192, 64, 2, 1, True)
 DENSE = WindowBlocking(32, 2, 1, 64, 160, 64, 1, 1, False)
 DENSE_SPLIT = WindowBlocking(64, 2, 2, 32, 256, 48, 2, 1, False)
-
-
-def pack(rng, columns, tile_size, inputs, *, sparse, dtype="float16", outputs=None):
-    """Random weights on the given columns of each tile, in the format's layout, element by element.
-
-    -1 among the columns is a slot without one.
-    """
-    tiles, inner = len(columns), 2 if sparse else 4
-    padded = [np.append(c, np.full(-len(c) % 64, -1)).astype(int) for c in columns]
-    steps = sum(map(len, padded)) // 64
-    values = np.zeros((steps, inner, tile_size // 16, 32, 8), np.uint16)
-    metadata = np.zeros((steps if sparse else 0, tile_size // 16, 32), np.uint32)
-    ids = np.concatenate(padded)
-    group = np.repeat(np.arange(tiles), list(map(len, padded)))
-    assert (group[::64] == group[63::64]).all()
-    weights = rng.standard_normal((steps, tile_size, 64)) * (rng.random((1, tile_size, 64)) < 0.9)
-    weights = to_bits(weights, dtype) * (ids.reshape(steps, 1, 64) >= 0)
-    row = np.arange(tile_size)
-    for h in range(inner):
-        for k in range(16):  # of a fragment's compressed columns
-            if sparse:
-                g = k // 2
-                at = h * 32 + g * 4
-                # Two of the four, in order; which two depends on row, half and group.
-                turn = row + 5 * h + 7 * g
-                first, second = turn % 3, turn % 3 + 1 + (turn // 3) % (3 - turn % 3)
-                place = second if k % 2 else first
-                stored = np.take_along_axis(weights, (at + place)[None, :, None], 2)[..., 0]
-                lane = row % 8 * 4 + 2 * h + g // 4
-                shift = row % 16 // 8 * 16 + g % 4 * 4 + k % 2 * 2
-                np.bitwise_or.at(
-                    metadata, (slice(None), row // 16, lane), (place << shift).astype(np.uint32)
-                )
-            else:
-                stored = weights[:, :, h * 16 + k]
-            lane, register = row % 8 * 4 + k % 8 // 2, row % 16 // 8 + 2 * (k // 8)
-            values[:, h, row // 16, lane, register * 2 + k % 2] = stored
-    outputs = outputs or tiles * tile_size
-    row_map = np.full(tiles * tile_size, -1)
-    real = rng.permutation(tiles * tile_size)[:outputs]
-    row_map[real] = rng.permutation(outputs)[: len(real)]
-    tile_ptr = np.cumsum([0, *map(len, padded)])
-    index = IndexTables(np.where(ids < 0, 0, ids), tile_ptr, row_map, inputs, outputs)
-    return HinmMatrix(values, metadata, index, dtype)
-
-
-def tile_blocks(matrix):
-    """The V x K_t block of each tile, read element by element from the layout."""
-    steps, inner, blocks = matrix.values.shape[:3]
-    rows = 16 * blocks
-    dense = np.zeros((steps, rows, 64))
-    row = np.arange(rows)
-    for h in range(inner):
-        for k in range(16):
-            lane, register = row % 8 * 4 + k % 8 // 2, row % 16 // 8 + 2 * (k // 8)
-            stored = matrix.values[:, h, row // 16, lane, register * 2 + k % 2]
-            stored = from_bits(stored, matrix.dtype)
-            if inner == 4:
-                dense[:, row, h * 16 + k] = stored
-                continue
-            word = matrix.metadata[:, row // 16, row % 8 * 4 + 2 * h + k // 8]
-            place = word >> (row % 16 // 8 * 16 + k // 2 % 4 * 4 + k % 2 * 2).astype(np.uint32) & 3
-            at = h * 32 + k // 2 * 4 + place
-            dense[np.arange(steps)[:, None], row[None], at] = stored
-    return [
-        dense[a // 64 : b // 64].transpose(1, 0, 2).reshape(rows, b - a)
-        for a, b in zip(matrix.index.tile_ptr[:-1], matrix.index.tile_ptr[1:], strict=True)
-    ]
-
-
-def to_dense(matrix):
-    """All packed rows by the rows of X."""
-    result = np.zeros((len(matrix.row_map), matrix.index.inputs))
-    for t, block in enumerate(tile_blocks(matrix)):
-        columns = matrix.index.columns[matrix.index.tile_ptr[t] : matrix.index.tile_ptr[t + 1]]
-        size = matrix.index.tile_size
-        for k, column in enumerate(columns):
-            result[t * size : (t + 1) * size, column] += block[:, k]
-    return result
-
-
-def random_tiles(rng, lengths, inputs):
-    return [rng.permutation(inputs)[:length] for length in lengths]
-
-
-def activated(y, activation):
-    if activation == "relu":
-        return np.maximum(y, 0)
-    if activation == "silu":
-        return y / (1 + np.exp(-y))
-    if activation == "gelu":
-        return 0.5 * y * (1 + np.vectorize(erf)(y / np.sqrt(2)))
-    return y
-
-
-def multiply(
-    matrix,
-    plan,
-    n,
-    rng,
-    *,
-    seed=1,
-    stride=None,
-    keep_order=False,
-    full=False,
-    activation=None,
-    edit=None,
-):
-    """Launch on random X and compare with float64; returns the counts.
-
-    ``full`` adds a bias, a factor and an addend.
-    """
-    dtype, index = matrix.dtype, matrix.index
-    stride = stride or -(-n // 8) * 8
-    rows = len(index.row_map) if keep_order else index.outputs
-
-    def words(shape):
-        whole = np.full((shape[0], stride), 0xFFFF, np.uint16)
-        whole[:, :n] = to_bits(rng.standard_normal((shape[0], n)), dtype)
-        return whole[:, :n]
-
-    x, factor, addend = words((index.inputs,)), words((rows,)), words((rows,))
-    whole = np.full((rows, stride), 0xFFFF, np.uint16)
-    y = whole[:, :n]
-    bias = to_bits(rng.standard_normal(index.outputs), dtype) if full else None
-    arranged = reordered(matrix, plan.order)
-    launch = window_launch(
-        arranged,
-        x,
-        y,
-        blocking=plan.blocking,
-        tables=plan.tables,
-        bfloat16=dtype == "bfloat16",
-        bias=bias,
-        activation=activation,
-        factor=factor if full else None,
-        addend=addend if full else None,
-        keep_order=keep_order,
-    )
-    counts = run(
-        replace(
-            launch,
-            arguments={**launch.arguments, "x": x.base, "y": whole}
-            | ({"factor": factor.base, "addend": addend.base} if full else {}),
-        ),
-        edit=edit,
-        seed=seed,
-    )
-    dense, real = to_dense(matrix), np.flatnonzero(index.row_map >= 0)
-    channel = index.row_map[real]
-    half = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
-    reference = dense[real] @ from_bits(x, dtype).astype(np.float64)
-    # What fp32 sums differ by, then half an ulp for each rounding of the output.
-    error = 2.0**-20 * (abs(dense[real]) @ abs(from_bits(x, dtype).astype(np.float64)) + 4)
-    if full:
-        reference = reference + from_bits(bias, dtype).astype(np.float64)[channel][:, None]
-    reference = activated(reference, activation)
-    error = 1.2 * error + half * abs(reference) + 2.0**-24
-    to = real if keep_order else channel
-    if full:
-        scale = from_bits(factor, dtype).astype(np.float64)[to]
-        reference = reference * scale + from_bits(addend, dtype).astype(np.float64)[to]
-        error = error * abs(scale) + half * abs(reference) + 2.0**-24
-    result = from_bits(y, dtype).astype(np.float64)
-    assert (abs(result[to] - reference) <= 1.05 * error).all()
-    untouched = np.setdiff1d(np.arange(rows), to)
-    assert np.isnan(result[untouched]).all()
-    return counts
 
 
 @pytest.mark.parametrize(
