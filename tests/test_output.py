@@ -146,6 +146,33 @@ def test_a_time_limit_is_kept():
         assert solve(W, activations=X, time_limit=limit).seconds <= limit + 0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"columns": 1}, "columns must be true or false, got 1"),
+        ({"rounds": 0}, "rounds must be .*at least 1"),
+        ({"sweeps": -1}, "sweeps must be .*at least 0"),
+        ({"start_share": 0}, r"start_share must lie in \(0, 1\), got 0"),
+        ({"mask_share": "much"}, r"mask_share must lie in \(0, 1\), got 'much'"),
+    ],
+)
+def test_bad_options_are_named(options, complaint):
+    W, X = case()
+    with pytest.raises(ValueError, match=complaint):
+        solve(W, activations=X, method="output", options=options)
+
+
+def test_masks_that_are_only_descended_to_lose_no_less_than_annealed_ones():
+    W, X = case(48, 96)
+    start = solve(W, activations=X, method="identity")
+    given = {"activations": X, "method": "output", "initial": start}
+    descended, annealed = (
+        solve(W, **given, options={"columns": False, "sweeps": sweeps}) for sweeps in (0, 100)
+    )
+    assert descended.output_error < start.output_error
+    assert annealed.output_error < 0.99 * descended.output_error
+
+
 @pytest.mark.parametrize("zero", ["weights", "gram"])
 def test_nothing_to_lose(zero):
     W, X = case()

@@ -87,6 +87,25 @@ def test_an_error_is_that_of_the_outputs_for_sentences_not_seen(tiny):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_embeddings_are_held_against_those_of_the_dense_model_whenever_they_are_asked_for():
+    for package in ("sentence_transformers", minilm.PACKAGE):
+        pytest.importorskip(package)
+    data = Data(read_sentences()[:9], LAYERS[:1])
+    W = data.weights[LAYERS[0]]
+    # Nothing was asked of the dense model before.
+    lost = data.pruned_so_far({LAYERS[0]: np.zeros_like(W)})
+    with data.encoder.replaced({LAYERS[0]: np.zeros_like(W)}):
+        pruned = data.encoder.embed(data.held_out)
+    dense = data.encoder.embed(data.held_out)
+    expected = np.sum(dense * pruned, axis=1) / np.linalg.norm(dense, axis=1)
+    expected = np.mean(expected / np.linalg.norm(pruned, axis=1))
+    assert lost["mean_cosine"] == pytest.approx(expected, abs=1e-5) and expected < 0.999
+    assert lost["errors"] == {LAYERS[0]: pytest.approx(1.0)}
+    kept = data.pruned_so_far({LAYERS[0]: W})
+    assert kept["mean_cosine"] == pytest.approx(1.0, abs=1e-6)
+    assert kept["errors"] == {LAYERS[0]: pytest.approx(0.0, abs=1e-9)}
+
+
 def test_an_interrupted_run_goes_on(tiny, monkeypatch):
     out, content, _, _ = tiny
 
