@@ -71,7 +71,7 @@ class OutputOptions:
     patience: int = 2
     sweeps: int = 100
     start_share: float = 0.15
-    mask_share: float = 0.3
+    mask_share: float = 0.2
 
     def __post_init__(self) -> None:
         if not isinstance(self.columns, bool):
