@@ -68,7 +68,7 @@ def test_products(variant):
     for i, n in enumerate(WIDTHS):
         pad = padding(n, c["ALIGNED"])
         case = case_of(matrix, n, rng, pad=pad)
-        given = {"bias": case.bias, "activation": activation(i)} if i % 2 else {}
+        given = {"bias": case.bias, "activation": activation(i // 2)} if i % 2 else {}
         y = product(case, variant=variant, stride=n + pad, chosen=chosen, seed=i, **given)
         case.check(y, case.reference(given.get("activation"), bias=bool(given)))
 
