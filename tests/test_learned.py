@@ -291,6 +291,20 @@ def test_without_torch_the_error_names_the_remedy(monkeypatch):
         learn(W, X)
 
 
+@pytest.mark.gpu
+@every_pattern
+@every_loss
+def test_learning_on_a_card_never_loses_more_than_its_start(pattern, loss):
+    W, X = layer(rows=32, columns=48)
+    options = {"iterations": 30, "batches": 4, "learning_rate": 0.02, "block_size": 48}
+    found = learn(W, X, pattern=pattern, loss=loss, start="random", device="cuda", **options)
+    as_it_lies = solve(W, activations=X, pattern=pattern, method="identity")
+    before, after = (lost(W, X, one.mask, loss) for one in (as_it_lies, found))
+    assert after < 0.97 * before
+    again = learn(W, X, pattern=pattern, loss=loss, initial=found, device="cuda", **options)
+    assert lost(W, X, again.mask, loss) <= after * (1 + 1e-5)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_an_error():
     W, X = layer()
