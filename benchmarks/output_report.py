@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,42 @@ def _halves(results: Sequence[Mapping[str, Any]]) -> list[str]:
         f"2:4: {_title(best)} with masks by {mask}, compensated, errs by {least / before:.3f} of "
         f"Wanda without either, {least:.4f} of {before:.4f}: {_verdict(least <= 0.5 * before)}"
     ]
+
+
+# --- saliency against error
+
+# Of unstructured; orders whose retained saliency differs by less are not compared.
+_CLEARLY = 1e-3
+
+
+def misled(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often, of two orders of a layer, the one that keeps more saliency errs by more."""
+    lines = []
+    for pattern, saliency in dict.fromkeys((r["pattern"], r["saliency"]) for r in results):
+        orders = [
+            result["layers"]
+            for result in results
+            if (result["pattern"], result["saliency"]) == (pattern, saliency)
+            and result["permutation"] not in _AIMS
+        ]
+        excesses = [
+            _plain(more) / _plain(less) - 1
+            for layers in zip(*orders, strict=True)
+            for less, more in combinations(sorted(layers, key=lambda one: one["ratio"]), 2)
+            if more["ratio"] - less["ratio"] >= _CLEARLY
+        ]
+        wrong = [excess for excess in excesses if excess > 0]
+        by = f", by {100 * max(wrong):.1f} % at most" if wrong else ""
+        lines.append(
+            f"{pattern}, {_SALIENCIES[saliency]}: of two orders of a layer the one that keeps more "
+            f"saliency errs by more in {len(wrong)} of {len(excesses)} pairs{by}"
+        )
+    return lines
+
+
+def _plain(layer: Mapping[str, Any]) -> float:
+    error: float = layer["errors"]["saliency"]["plain"]
+    return error
 
 
 # --- files

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from emulated import run
-from gpu_cases import activated
+from gpu_cases import HALF_ULP, activated, padded
 from gyroperm.gpu.decode import DecodePlan, decode_launch
 from gyroperm.gpu.numbers import from_bits, to_bits
-
-# Half an ulp of Y, and half of one again where a factor or an addend follows the rounding.
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def plan_of(matrix, n=16, **chosen):
@@ -23,13 +20,6 @@ def work_arrays(plan):
         "workspace": np.full(plan.workspace_values, np.nan, np.float32) if plan.slots else None,
         "counters": np.zeros(plan.counters, np.uint32) if plan.slots else None,
     }
-
-
-def padded(rng, rows, columns, dtype, pad):
-    """Random rows that lie apart, and NaN between them."""
-    whole = to_bits(np.full((rows, columns + pad), np.nan), dtype)
-    whole[:, :columns] = to_bits(rng.standard_normal((rows, columns)), dtype)
-    return whole, whole[:, :columns]
 
 
 def check(
@@ -58,14 +48,15 @@ def check(
 
     def operand(features, token_major, pad):
         shape = (n, features) if token_major else (features, n)
-        whole, view = padded(rng, *shape, dtype, pad)
-        values = from_bits(view, dtype).astype(np.float64)
-        return whole, view, values.T if token_major else values
+        rows = padded(rng, *shape, dtype, pad)
+        values = from_bits(rows, dtype).astype(np.float64)
+        return rows, values.T if token_major else values
 
-    _, x, x_values = operand(tables.inputs, token_major_x, x_pad)
-    y_whole, y, _ = operand(outputs, token_major_y, y_pad)
-    factor_of = operand(outputs, token_major_y, y_pad) if factor else (None, None, 1.0)
-    addend_of = operand(outputs, token_major_y, y_pad) if addend else (None, None, 0.0)
+    x, x_values = operand(tables.inputs, token_major_x, x_pad)
+    y, _ = operand(outputs, token_major_y, y_pad)
+    y_whole = y.base
+    factor_rows, scale = operand(outputs, token_major_y, y_pad) if factor else (None, 1.0)
+    addend_rows, added = operand(outputs, token_major_y, y_pad) if addend else (None, 0.0)
     poison = to_bits(np.full(y_whole.shape, np.nan), dtype)
     y_whole[...] = poison
     bias_bits = to_bits(rng.standard_normal(tables.outputs), dtype) if bias else None
@@ -80,8 +71,8 @@ def check(
         token_major_y=token_major_y,
         bias=bias_bits,
         activation=activation,
-        factor=factor_of[1],
-        addend=addend_of[1],
+        factor=factor_rows,
+        addend=addend_rows,
         keep_order=keep_order,
     )
     assert variant in (None, launch.variant)
@@ -99,9 +90,9 @@ def check(
     else:
         held = np.ones(outputs, bool)
     # The sum is wrong by some 2^-24 of its terms' sizes, of which no activation makes more than
-    # 1.13 times as much; Y, and what factor and addend are applied to, by half an ulp.
-    unit, widest = ROUNDING[dtype], np.abs(factor_of[2])
-    result = expected * factor_of[2] + addend_of[2]
+    # 1.13 times as much; Y by half an ulp, and what factor and addend are applied to once more.
+    unit, widest = HALF_ULP[dtype], np.abs(scale)
+    result = expected * scale + added
     bound = 2.0**-20 * sizes * widest + 2.0**-24
     bound = bound + unit * (np.abs(result) + (np.abs(expected) * widest if factor or addend else 0))
     written = from_bits(y, dtype).astype(np.float64)

@@ -12,8 +12,10 @@ from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.index import IndexTables
 from gyroperm.gpu.numbers import from_bits, to_bits
 
+# Columns of X at which tiles of columns, vectors of 16 bytes and blocks end differently.
+WIDTHS = (1, 7, 8, 9, 17, 63, 64, 65, 200)
 # Half an ulp of an output, and what fp32 sums in another order may differ by.
-_HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+HALF_ULP = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SUM = 2.0**-20
 
 
@@ -40,7 +42,7 @@ class Case:
 
     def tolerance(self, reference: np.ndarray) -> np.ndarray:
         terms = np.abs(self.dense) @ np.abs(self.x_values)
-        half = _HALF_ULP[self.matrix.dtype]
+        half = HALF_ULP[self.matrix.dtype]
         least = 2.0**-25 if self.matrix.dtype == "float16" else 0.0
         return 1.01 * half * np.abs(reference) + _SUM * (terms + 16) + least
 
@@ -89,16 +91,21 @@ def make_case(
 def case_of(matrix: HinmMatrix, n: int, rng: np.random.Generator, *, pad: int = 0) -> Case:
     """What a packed matrix is multiplied with; NaN in the padding of X."""
     outputs, inputs = matrix.shape
-    x = np.full((inputs, n + pad), np.nan, np.float32)
-    x[:, :n] = rng.standard_normal((inputs, n))
-    bits = to_bits(x, matrix.dtype)
+    x = padded(rng, inputs, n, matrix.dtype, pad)
     return Case(
         matrix=matrix,
         dense=matrix.to_dense().astype(np.float64),
-        x_values=from_bits(bits, matrix.dtype).astype(np.float64)[:, :n],
-        x=bits[:, :n],
+        x_values=from_bits(x, matrix.dtype).astype(np.float64),
+        x=x,
         bias=to_bits(rng.standard_normal(outputs).astype(np.float32), matrix.dtype),
     )
+
+
+def padded(rng, rows, columns, dtype, pad):
+    """Random rows that lie apart, a view of an array that has NaN between them."""
+    whole = to_bits(np.full((rows, columns + pad), np.nan, np.float32), dtype)
+    whole[:, :columns] = to_bits(rng.standard_normal((rows, columns)), dtype)
+    return whole[:, :columns]
 
 
 def pack(rng, columns, tile_size, inputs, *, sparse, dtype="float16", outputs=None):

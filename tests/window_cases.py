@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from emulated import run
-from gpu_cases import activated
+from gpu_cases import HALF_ULP, activated, padded
 from gyroperm.gpu.numbers import from_bits, to_bits
 from gyroperm.gpu.reorder import reordered
 from gyroperm.gpu.window import window_launch
@@ -70,12 +70,9 @@ def multiply(
     stride = stride or -(-n // 8) * 8
     rows = len(index.row_map) if keep_order else index.outputs
 
-    def words(shape):
-        whole = np.full((shape[0], stride), 0xFFFF, np.uint16)
-        whole[:, :n] = to_bits(rng.standard_normal((shape[0], n)), dtype)
-        return whole[:, :n]
-
-    x, factor, addend = words((index.inputs,)), words((rows,)), words((rows,))
+    x, factor, addend = (
+        padded(rng, count, n, dtype, stride - n) for count in (index.inputs, rows, rows)
+    )
     whole = np.full((rows, stride), 0xFFFF, np.uint16)
     y = whole[:, :n]
     bias = to_bits(rng.standard_normal(index.outputs), dtype) if full else None
@@ -105,7 +102,7 @@ def multiply(
     )
     dense, real = to_dense(matrix), np.flatnonzero(index.row_map >= 0)
     channel = index.row_map[real]
-    half = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
+    half = HALF_ULP[dtype]
     reference = dense[real] @ from_bits(x, dtype).astype(np.float64)
     # What fp32 sums differ by, then half an ulp for each rounding of the output.
     error = 2.0**-20 * (abs(dense[real]) @ abs(from_bits(x, dtype).astype(np.float64)) + 4)

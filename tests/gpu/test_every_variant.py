@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from decode_cases import check, plan_of
-from gpu_cases import case_of, packed
+from gpu_cases import WIDTHS, case_of, packed
 from gyroperm.gpu.decode import X_LAYOUTS
 from gyroperm.gpu.spmm import ACTIVATIONS, Blocking
 from gyroperm.gpu.variants import ARCHITECTURES, shipped
@@ -17,8 +17,6 @@ from gyroperm.gpu.window import WindowBlocking, window_plan
 from spmm_cases import product
 from window_cases import multiply
 
-# Where tiles of columns, vectors of 16 bytes and blocks end differently.
-WIDTHS = (1, 7, 8, 9, 17, 63, 64, 65, 200)
 INPUTS = 330
 # Columns of tiles: six steps, more than are under way at a time, none, and less than one.
 KEPT = (330, 0, 61)

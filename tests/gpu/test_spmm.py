@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from emulated import EmulationError, run
-from gpu_cases import activated, make_case
+from gpu_cases import WIDTHS, activated, make_case
 from gyroperm import Pattern
 from gyroperm.gpu.numbers import from_bits, to_bits
 from gyroperm.gpu.schedule import balanced, equal_shares
@@ -14,10 +14,9 @@ TVW = Pattern.tvw(2, 4, vec_ratio=0.6, vec_size=16, row_ratio=0.2)
 DENSE = Pattern.hinm(3, 5, vec_ratio=0.3, vec_size=32)
 VECTOR = Pattern.vector_nm(N=8, M=32, L=32)
 WIDE = Pattern.hinm(1, 2, vec_ratio=0.25, vec_size=128)
-ALL_N = [1, 7, 8, 9, 17, 63, 64, 65, 200]
 
 
-@pytest.mark.parametrize("n", ALL_N)
+@pytest.mark.parametrize("n", WIDTHS)
 @pytest.mark.parametrize("pattern", [HINM, TVW, DENSE, VECTOR], ids=str)
 def test_any_number_of_columns(pattern, n):
     case = make_case(pattern, (130, 200), n, pad=-n % 8)

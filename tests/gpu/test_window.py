@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulated import EmulationError, run
-from gpu_cases import pack, random_tiles
+from gpu_cases import WIDTHS, pack, random_tiles
 from gyroperm import Pattern, solve
 from gyroperm.gpu.format import HinmMatrix
 from gyroperm.gpu.numbers import to_bits
@@ -51,7 +51,7 @@ def test_products_of_any_width(blocking, aligned):
         outputs=len(lengths) * blocking.tile_size - 5,
     )  # fmt: skip
     plan = window_plan(matrix, blocking)
-    for i, n in enumerate((1, 7, 8, 9, 17, 63, 64, 65, 200)):
+    for i, n in enumerate(WIDTHS):
         stride = None if aligned else n + n % 2 + 1
         multiply(
             matrix,

@@ -179,6 +179,27 @@ def test_goals_count_layers_and_compare_totals_and_seconds():
     assert output_report.goals([none]) == []
 
 
+def test_orders_that_keep_more_and_err_by_more_are_counted():
+    def row(permutation, *layers):
+        one = made_up(permutation, [error for _, error in layers], 0.0)
+        for layer, (ratio, _) in zip(one["layers"], layers, strict=True):
+            layer["ratio"] = ratio
+        return one
+
+    rows = [
+        row("none", (0.90, 0.50), (0.90, 0.50)),
+        row("ria", (0.95, 0.40), (0.95, 0.55)),
+        row("auto", (0.96, 0.42), (0.9505, 0.60)),
+        # No order for the saliency.
+        row("auto-error", (0.91, 9.0), (0.91, 9.0)),
+    ]
+    (line,) = output_report.misled(rows)
+    # First auto for ria; then both for none, and of ria and auto neither keeps clearly more.
+    assert line.endswith("in 3 of 5 pairs, by 20.0 % at most")
+    (line,) = output_report.misled(rows[:1])
+    assert line.endswith("in 0 of 0 pairs")
+
+
 def test_bad_usage_is_refused(tmp_path, capsys):
     for wrong in (["--methods", "magic"], ["--layers", "11"], ["--seconds", "0"]):
         with pytest.raises(SystemExit) as refused:
