@@ -28,8 +28,8 @@ help:  ## list the targets
 demo: $(READY)  ## prune a sentence encoder, show what was kept and what it did to embeddings
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-# A file's tests share what is set up for them, so that one process runs them.
 PROCESSES := -n auto --maxprocesses 4
+# A file's tests share what is set up for them, so that one process runs them.
 PARALLEL := $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run the tests on up to four cores (ARGS go to pytest)
